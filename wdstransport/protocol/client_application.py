@@ -1,0 +1,93 @@
+"""The client of MS-WDSMA 3.2: which blocks are here, which are missing, and how far that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from wdstransport.protocol.ranges import BlockMap
+from wdstransport.wire import application as wire
+
+__all__ = ["ClientApplication"]
+
+
+class ClientApplication:
+    """What a client holds of one content.
+
+    A client starts from the blocks that it has, never from nothing by assumption: blocks it does not want
+    from the network are simply not asked for.
+
+    Attributes:
+        blocks: MissingBlocksBitmap, a set bit being a block that came (MS-WDSMA 3.2.1).
+        horizon: the last block it can take now; later ones are treated as if they had not come.
+    """
+
+    def __init__(
+        self,
+        *,
+        content_size: int,
+        block_size: int,
+        total_blocks: int,
+        now: float,
+        have: Iterable[tuple[int, int]] = (),
+    ) -> None:
+        """Start from the blocks in `have`, inclusive (start, end) ranges."""
+        self.content_size = content_size
+        self.block_size = block_size
+        self.total_blocks = total_blocks
+        self.blocks = BlockMap(total_blocks)
+        for start, end in have:
+            self.blocks.add(start, end - start + 1)
+        self.horizon = total_blocks
+        self.duplicates = 0
+        self._join_time = now
+
+    def joined(self, now: float) -> None:
+        """Start JoinTime anew; what has come stays (deviation 44)."""
+        self._join_time = now
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block has come (3.2.5.1)."""
+        return self.blocks.complete
+
+    def length_of(self, block: int) -> int:
+        """Bytes of content in a block; only the last may be shorter."""
+        if block == self.total_blocks:
+            return self.content_size - (block - 1) * self.block_size
+        return self.block_size
+
+    def accepts(self, first: int, count: int, block_len: int) -> bool:
+        """Whether `count` blocks from `first`, of `block_len` bytes each, belong to this content."""
+        last = first + count - 1
+        if first < 1 or last > self.total_blocks:
+            return False
+        return block_len == self.length_of(last) and (count == 1 or block_len == self.block_size)
+
+    def data(self, first: int, count: int) -> list[tuple[int, int]]:
+        """DATA Trigger for consecutive blocks (3.2.5.1).
+
+        Returns:
+            The (first, count) runs that were missing; the rest are duplicates or beyond the horizon.
+        """
+        usable = min(count, self.horizon - first + 1)
+        if usable <= 0:
+            return []
+        fresh = self.blocks.add(first, usable)
+        self.duplicates += usable - sum(run for _, run in fresh)
+        return fresh
+
+    def progress(self) -> int:
+        """Percent of the blocks received, 0 to 100 (deviation 2); 100 only when all are."""
+        return 100 if self.complete else self.blocks.count * 100 // self.total_blocks
+
+    def _time_in_session(self, now: float) -> int:
+        return max(0, min(0xFFFFFFFF, int(now - self._join_time)))
+
+    def progress_packet(self, now: float) -> bytes:
+        """QCC Trigger: a PROGRESS packet (3.2.5.3)."""
+        return wire.encode(wire.ProgressReport(self._time_in_session(now), self.progress()))
+
+    def missing_packet(self, now: float) -> bytes:
+        """POLL Trigger: a CNTCIR packet with the first 64 missing ranges (3.2.5.4, 2.2.3)."""
+        ranges = self.blocks.missing(64)
+        return wire.encode(wire.CntCir(self.progress(), self._time_in_session(now), ranges))

@@ -1,0 +1,425 @@
+"""The client of MS-WDSMT 3.2: join, answer, repair, leave."""
+
+from __future__ import annotations
+
+import random
+from enum import Enum
+from itertools import pairwise
+
+import numpy as np
+
+from wdstransport.protocol.client_application import ClientApplication
+from wdstransport.protocol.client_data import ClientData
+from wdstransport.protocol.events import (
+    BlocksArrived,
+    ClientSessionEvent,
+    Demoted,
+    Departed,
+    Joined,
+    Left,
+)
+from wdstransport.protocol.loss import scaled_loss
+from wdstransport.protocol.outbox import Outbox, milliseconds
+from wdstransport.protocol.parameters import ClientParameters
+from wdstransport.protocol.timers import ClientTimer, TimerTable
+from wdstransport.wire.batch import DataRecords
+from wdstransport.wire.options import CAP_MULTISTREAM, Option, OptionId
+from wdstransport.wire.transport import (
+    Ack,
+    Demote,
+    DropReason,
+    Join,
+    JoinAck,
+    Kick,
+    KickReason,
+    Leave,
+    LeaveReason,
+    Nack,
+    Ncf,
+    Poll,
+    PollAck,
+    Qcc,
+    Qcr,
+    Spm,
+    TransportPacket,
+)
+
+__all__ = ["ClientState", "ClientTransport"]
+
+
+class ClientState(Enum):
+    """SessionState (MS-WDSMT 3.2.1.1), and the way out."""
+
+    JOIN = "JoinState"
+    REGULAR = "RegularState"
+    LEAVING = "waiting to send LEAVE"
+    OVER = "over"
+
+
+class ClientTransport:
+    """One client's transport.
+
+    Attributes:
+        state: SessionState.
+        data: Data Configuration (3.2.1.3).
+        outbox: what is to be sent, all of it to the server's unicast address (2.1).
+        events: what happened since the driver last asked.
+        cache_used: CurrentAppCacheSize, bytes passed on and not given back by Cache Done.
+        refused: blocks that came while the cache was full.
+        utilization: options that QCRs carry (2.2.8.4); the driver may set them.
+    """
+
+    def __init__(
+        self,
+        *,
+        client_name: str,
+        ip_address: bytes,
+        mac_address: bytes,
+        parameters: ClientParameters,
+        application: ClientApplication,
+        rng: random.Random,
+        now: float,
+    ) -> None:
+        self.parameters = parameters
+        self.application = application
+        self.state = ClientState.JOIN
+        self.outbox = Outbox()
+        self.events: list[ClientSessionEvent] = []
+        self.timers: TimerTable[ClientTimer] = TimerTable()
+        self.data = ClientData()
+        self.client_id = 0
+        self.cache_used = 0
+        self.refused = 0
+        self.utilization: tuple[Option, ...] = ()
+        self._rng = rng
+        capabilities = Option(OptionId.CAPABILITIES, bytes([CAP_MULTISTREAM]))
+        self._join = Join(client_name, ip_address, mac_address, (capabilities,))
+        self._oldest_join = 0
+        self._newest_join = 0
+        self._after_leave: Departed | Demoted | None = None
+        self._leave_reason = LeaveReason.COMPLETE
+        self._last_poll: Poll | None = None
+        self._last_poll_seq_no = 0
+        self._last_qcc_seq_no = 0
+        self._last_qcc_time = 0
+        self._qcc_received_at = 0.0
+        self._zero_nack_sent = False
+        self.timers.set(ClientTimer.INACTIVITY, now + parameters.inactivity_timeout)
+        self._send_join(now)
+
+    # ------------------------------------------------------------------ joining
+
+    def _send_join(self, now: float) -> None:
+        """3.2.5.3, and again at JoinInterval (3.2.5.3.1)."""
+        self.outbox.put(self._join)
+        self._newest_join = int(now * 1000)
+        if not self._oldest_join:
+            self._oldest_join = self._newest_join
+        self.timers.set(ClientTimer.JOIN, now + self.parameters.join_interval)
+
+    def _on_join_ack(self, packet: JoinAck, sender_time: int, now: float) -> DropReason | None:
+        """3.2.5.3.2, and 3.2.5.5 when the QCR was lost."""
+        # ClientTime echoes a JOIN of ours; the last one may leave a little after it was queued.
+        if not self._oldest_join <= packet.client_time <= max(self._newest_join, int(now * 1000)):
+            return DropReason.NOT_FOR_US
+        first = self.state is ClientState.JOIN
+        self.client_id = packet.client_id
+        self.data.min_nack_back_off = packet.min_nack_back_off / 1000
+        self.data.max_nack_back_off = packet.max_nack_back_off / 1000
+        self.outbox.put(Qcr(self.client_id, 0, 0, sender_time, 0, 0, b"", self.utilization))
+        self.timers.stop(ClientTimer.JOIN)
+        self.state = ClientState.REGULAR
+        self.timers.set(ClientTimer.FORCE_QCC, now + self.parameters.force_qcc_interval)
+        if first:
+            self.application.joined(now)
+            self.events.append(Joined(self.client_id))
+        return None
+
+    # ------------------------------------------------------------------ control packets
+
+    def heard(self, now: float) -> None:
+        """A valid packet came from the server: it is alive (3.2.5.1)."""
+        if ClientTimer.INACTIVITY in self.timers:
+            self.timers.set(ClientTimer.INACTIVITY, now + self.parameters.inactivity_timeout)
+
+    def receive(self, packet: TransportPacket, sender_time: int, now: float) -> DropReason | None:
+        """Process a control packet that passed validation (3.2.5.1).
+
+        Returns:
+            Why it was not accepted, or None when it was.
+        """
+        if self.state in (ClientState.LEAVING, ClientState.OVER):
+            return DropReason.STATE
+        if isinstance(packet, JoinAck):
+            return self._on_join_ack(packet, sender_time, now)
+        if self.state is not ClientState.REGULAR:
+            return DropReason.STATE
+        match packet:
+            case Spm():
+                return self._on_spm(packet, sender_time, now)
+            case Qcc():
+                return self._on_qcc(packet, sender_time, now)
+            case Poll():
+                return self._on_poll(packet, now)
+            case Ncf():
+                return None  # ignored, unlike in PGM (3.2.5.19, deviation 15)
+            case Kick():
+                return self._on_kick(packet, now)
+            case Demote():
+                return self._on_demote(packet, now)
+            case _:
+                return DropReason.STATE
+
+    def _on_spm(self, packet: Spm, sender_time: int, now: float) -> DropReason | None:
+        """3.2.5.9."""
+        if not self.data.on_spm(packet):
+            return DropReason.STALE
+        self._manage_nack(now)
+        self._acknowledge(self.data.continuous(), sender_time)
+        return None
+
+    def _on_qcc(self, packet: Qcc, sender_time: int, now: float) -> DropReason | None:
+        """3.2.5.7."""
+        if packet.qcc_seq_no <= self._last_qcc_seq_no:
+            return DropReason.STALE
+        self._last_qcc_seq_no = packet.qcc_seq_no
+        self._last_qcc_time = sender_time
+        self._qcc_received_at = now
+        self.timers.set(ClientTimer.QCC, now + self._rng.uniform(0, packet.qcr_back_off / 1000))
+        return None
+
+    def _qcc_timer(self, now: float) -> None:
+        """3.2.5.7.1."""
+        waited = milliseconds(now - self._qcc_received_at)
+        self._send_qcr(now, self._last_qcc_seq_no, waited, self._last_qcc_time)
+
+    def _send_qcr(self, now: float, qcc_seq_no: int, back_off: int, server_time: int) -> None:
+        packet = Qcr(
+            self.client_id,
+            qcc_seq_no,
+            back_off,
+            server_time,
+            self.data.highest,
+            scaled_loss(self.data.loss.rate),
+            self.application.progress_packet(now),
+            self.utilization,
+        )
+        self.outbox.put(packet)
+        self.timers.set(ClientTimer.FORCE_QCC, now + self.parameters.force_qcc_interval)
+
+    def _on_poll(self, packet: Poll, now: float) -> DropReason | None:
+        """3.2.5.6."""
+        if packet.poll_seq_no <= self._last_poll_seq_no:
+            return DropReason.STALE
+        self._last_poll_seq_no = packet.poll_seq_no
+        self.timers.set(ClientTimer.POLL, now + self._rng.uniform(0, packet.back_off / 1000))
+        return None
+
+    def _poll_timer(self, now: float) -> None:
+        """3.2.5.6.1."""
+        payload = self.application.missing_packet(now)
+        self.outbox.put(PollAck(self.client_id, self._last_poll_seq_no, payload))
+
+    def _on_kick(self, packet: Kick, now: float) -> DropReason | None:
+        """3.2.5.15, a LEAVE first (deviation 32)."""
+        for client_id, reason in packet.clients:
+            if client_id == self.client_id:
+                self.leave(LeaveReason.CANCELLED, now, Departed(Left.KICKED, KickReason(reason)))
+                break
+        return None
+
+    def _on_demote(self, packet: Demote, now: float) -> DropReason | None:
+        """3.2.5.16: a LEAVE, then everything of the transport anew in the lower session."""
+        if self.client_id in packet.clients:
+            target = Demoted(
+                packet.lower_session_id,
+                packet.multicast_address,
+                packet.multicast_port,
+                packet.unicast_address,
+                packet.unicast_port,
+            )
+            self.leave(LeaveReason.CANCELLED, now, target)
+        return None
+
+    # ------------------------------------------------------------------ data
+
+    def on_data(self, records: DataRecords, now: float) -> list[tuple[DropReason, int]]:
+        """Process a batch's ODATA and RDATA in their order (3.2.5.13, 3.2.5.14).
+
+        Returns:
+            What was not accepted, as (reason, count).
+        """
+        count = len(records)
+        if self.state is not ClientState.REGULAR:
+            return [(DropReason.STATE, count)]
+        self._zero_nack_sent = False
+        dropped: list[tuple[DropReason, int]] = []
+        sequences, blocks = records.odata_seq_no, records.block_number
+        together = (np.diff(sequences) == 1) & (np.diff(blocks) == 1) & (np.diff(records.rows) == 1)
+        if together.all():
+            self._on_run(records, 0, count, now, dropped)
+        else:
+            edges = [0, *(np.flatnonzero(~together) + 1).tolist(), count]
+            for start, stop in pairwise(edges):
+                self._on_run(records, start, stop, now, dropped)
+        if self.state is ClientState.REGULAR:
+            self._manage_nack(now)
+        return dropped
+
+    def _on_run(
+        self, records: DataRecords, start: int, stop: int, now: float, dropped: list[tuple[DropReason, int]]
+    ) -> None:
+        """Consecutive sequence numbers with consecutive blocks, `start` to `stop` - 1 of the records."""
+        first_seq, last_seq = int(records.odata_seq_no[start]), int(records.odata_seq_no[stop - 1])
+        first_block = int(records.block_number[start])
+        trail = int(records.trail_odata_seq_no[stop - 1])
+        fields_right = first_seq >= 1 and trail <= first_seq
+        if not fields_right or not self.application.accepts(first_block, stop - start, records.block_len):
+            dropped.append((DropReason.FIELD, stop - start))
+            return
+        before = self.data.continuous()
+        ignored = self.data.on_data(first_seq, last_seq, trail=trail, master=int(records.client_id[stop - 1]))
+        if ignored:
+            dropped.append((DropReason.STALE, ignored))
+            start += ignored
+            if start == stop:
+                return
+            first_seq += ignored
+            first_block += ignored
+        if self.data.master == self.client_id:
+            self._acknowledge_run(records, start, stop, first_seq, before)
+        self._pass_on(records, start, stop, first_block)
+
+    def _acknowledge_run(
+        self, records: DataRecords, start: int, stop: int, first_seq: int, before: int
+    ) -> None:
+        """One ACK for each packet that FW_LEAD does not excuse, each as of that packet (3.2.5.13)."""
+        wanted = np.flatnonzero(records.fw_lead[start:stop] >= records.odata_seq_no[start:stop])
+        reached_now = self.data.continuous()
+        for place in wanted.tolist():
+            # Continuous as of this packet: earlier gaps hold it back, later packets do not count.
+            reached = max(before, min(first_seq + place, reached_now))
+            if place == stop - start - 1:
+                reached = reached_now
+            self._acknowledge(reached, int(records.sender_time[start + place]))
+
+    def _pass_on(self, records: DataRecords, start: int, stop: int, first_block: int) -> None:
+        """DATA Trigger for what the cache has room for; the rest is refused with a Zero-NACK (3.2.5.13).
+
+        The transport has counted the refused packets as received, so they come back through the next query
+        of missing blocks (deviation 9). One Zero-NACK speaks for a batch (deviation 51).
+        """
+        size = records.data_len
+        room = max(0, self.parameters.max_cache_size - self.cache_used) // size
+        taken = min(stop - start, room)
+        if taken < stop - start:
+            self.refused += stop - start - taken
+            self._send_zero_nack()
+        if not taken:
+            return
+        # Duplicates are credited at once by never being charged (deviation 10).
+        for block, count in self.application.data(first_block, taken):
+            self.cache_used += count * size
+            self.events.append(
+                BlocksArrived(
+                    batch=records.batch,
+                    first_row=int(records.rows[start]) + block - first_block,
+                    count=count,
+                    first_block=block,
+                    data_offset=records.data_offset,
+                    block_len=records.block_len,
+                    charged=count * size,
+                )
+            )
+
+    def cache_done(self, size: int) -> None:
+        """Cache Done Trigger (3.2.5.18): `size` bytes are at their place."""
+        self.cache_used = max(0, self.cache_used - size)
+
+    # ------------------------------------------------------------------ ACK and NACK
+
+    def _acknowledge(self, sequence: int, server_time: int) -> None:
+        """3.2.5.11; only the master client acknowledges."""
+        if self.data.master != self.client_id:
+            return
+        loss = scaled_loss(self.data.loss.rate)
+        self.outbox.put(Ack(self.client_id, max(0, sequence), server_time, self.data.highest, loss))
+
+    def _manage_nack(self, now: float) -> None:
+        """3.2.5.12: the master asks at once, the others after a back-off."""
+        if not self.data.missing or ClientTimer.NACK in self.timers:
+            return
+        if self.data.master == self.client_id:
+            self._nack_timer(now)
+        else:
+            self.timers.set(ClientTimer.NACK, now + self._nack_back_off())
+
+    def _nack_back_off(self) -> float:
+        low, high = self.data.min_nack_back_off, self.data.max_nack_back_off
+        return max(0.001, self._rng.uniform(min(low, high), max(low, high)))
+
+    def _nack_timer(self, now: float) -> None:
+        """3.2.5.12.1; the lowest ranges first when a datagram cannot hold all (deviation 49)."""
+        if not self.data.missing:
+            return
+        self._send_nack(self.data.missing.first_ranges(self.parameters.max_nack_ranges))
+        self.timers.set(ClientTimer.NACK, now + self._nack_back_off())
+
+    def _send_nack(self, ranges: tuple[tuple[int, int], ...]) -> None:
+        loss = scaled_loss(self.data.loss.rate)
+        self.outbox.put(Nack(self.client_id, self.data.highest, loss, ranges))
+
+    def _send_zero_nack(self) -> None:
+        """3.2.5.12.2, LossRate scaled as everywhere (deviation 5)."""
+        if not self._zero_nack_sent:
+            self._zero_nack_sent = True
+            self._send_nack(())
+
+    # ------------------------------------------------------------------ leaving
+
+    def leave(self, reason: LeaveReason, now: float, after: Departed | Demoted) -> None:
+        """Send LEAVE after a random wait (3.2.5.4.3), then end with `after`."""
+        if self.state in (ClientState.LEAVING, ClientState.OVER):
+            return
+        if self.state is ClientState.JOIN:
+            # No ClientId, so nothing to leave: the server forgets a JOIN that nobody confirms.
+            self._end(after)
+            return
+        self.state = ClientState.LEAVING
+        self._leave_reason = reason
+        self._after_leave = after
+        self.timers.stop_all()
+        wait = self.data.max_nack_back_off or self.parameters.max_leave_delay
+        self.timers.set(ClientTimer.LEAVE, now + self._rng.uniform(0, wait))
+
+    def _leave_timer(self) -> None:
+        assert self._after_leave is not None
+        self.outbox.put(Leave(self.client_id, self._leave_reason))
+        self._end(self._after_leave)
+
+    def _end(self, after: Departed | Demoted) -> None:
+        self.state = ClientState.OVER
+        self.timers.stop_all()
+        self.events.append(after)
+
+    # ------------------------------------------------------------------ time
+
+    def handle_timers(self, now: float) -> None:
+        """Do what is due (3.2.5.1)."""
+        while (timer := self.timers.pop_due(now)) is not None:
+            match timer:
+                case ClientTimer.NACK:
+                    self._nack_timer(now)
+                case ClientTimer.QCC:
+                    self._qcc_timer(now)
+                case ClientTimer.POLL:
+                    self._poll_timer(now)
+                case ClientTimer.FORCE_QCC:
+                    self._send_qcr(now, 0, 0, 0)
+                case ClientTimer.JOIN:
+                    self._send_join(now)
+                case ClientTimer.LEAVE:
+                    self._leave_timer()
+                case ClientTimer.INACTIVITY:
+                    # INACTIVE exists for exactly this (deviation 8).
+                    self.leave(LeaveReason.INACTIVE, now, Departed(Left.INACTIVE))

@@ -1,0 +1,189 @@
+"""Sets of whole numbers as sorted, disjoint, merged ranges, and a bitmap of blocks.
+
+`RangeSet` is the RangeList of MS-WDSMT 3.2.1.3.1 and the merged list of MS-WDSMA 3.1.6.1; `BlockMap` is the
+MissingBlocksBitmap of MS-WDSMA 3.2.1: one bit a block, whatever the image's size.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+__all__ = ["BlockMap", "RangeSet"]
+
+
+class RangeSet:
+    """Whole numbers kept as inclusive (start, end) ranges: sorted, disjoint, never adjacent."""
+
+    __slots__ = ("_ends", "_starts")
+
+    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        for start, end in ranges:
+            self.add(start, end)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(zip(self._starts, self._ends, strict=True))
+
+    def __len__(self) -> int:
+        """How many ranges; `total` is how many numbers."""
+        return len(self._starts)
+
+    def __bool__(self) -> bool:
+        return bool(self._starts)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RangeSet):
+            return NotImplemented
+        return self._starts == other._starts and self._ends == other._ends
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"RangeSet({list(self)})"
+
+    def __contains__(self, number: int) -> bool:
+        place = bisect_right(self._starts, number) - 1
+        return place >= 0 and number <= self._ends[place]
+
+    @property
+    def total(self) -> int:
+        """How many numbers are in the set."""
+        return sum(self._ends) - sum(self._starts) + len(self._starts)
+
+    @property
+    def first(self) -> int:
+        """The smallest number; IndexError when empty."""
+        return self._starts[0]
+
+    @property
+    def last(self) -> int:
+        """The largest number; IndexError when empty."""
+        return self._ends[-1]
+
+    def first_ranges(self, limit: int) -> tuple[tuple[int, int], ...]:
+        """The lowest `limit` ranges."""
+        return tuple(zip(self._starts[:limit], self._ends[:limit], strict=True))
+
+    def add(self, start: int, end: int) -> None:
+        """Put `start` to `end`, both included, into the set; nothing when `end < start`."""
+        if end < start:
+            return
+        low = bisect_left(self._ends, start - 1)
+        high = bisect_right(self._starts, end + 1)
+        if low < high:
+            start = min(start, self._starts[low])
+            end = max(end, self._ends[high - 1])
+        self._starts[low:high] = [start]
+        self._ends[low:high] = [end]
+
+    def remove(self, start: int, end: int) -> None:
+        """Take `start` to `end`, both included, out of the set."""
+        if end < start:
+            return
+        low = bisect_left(self._ends, start)
+        high = bisect_right(self._starts, end)
+        if low >= high:
+            return
+        starts: list[int] = []
+        ends: list[int] = []
+        if self._starts[low] < start:
+            starts.append(self._starts[low])
+            ends.append(start - 1)
+        if self._ends[high - 1] > end:
+            starts.append(end + 1)
+            ends.append(self._ends[high - 1])
+        self._starts[low:high] = starts
+        self._ends[low:high] = ends
+
+    def remove_below(self, number: int) -> None:
+        """Take every number smaller than `number` out of the set."""
+        if self._starts and self._starts[0] < number:
+            self.remove(self._starts[0], number - 1)
+
+    def clear(self) -> None:
+        """Empty the set."""
+        self._starts.clear()
+        self._ends.clear()
+
+
+_CHUNK = 1 << 16
+
+
+class BlockMap:
+    """Which of `total` blocks, numbered from 1, are there; one bit each."""
+
+    __slots__ = ("_bits", "_low", "count", "total")
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.count = 0
+        self._bits = np.zeros((total + 7) // 8, dtype=np.uint8)
+        self._low = 0  # every byte below this one is full
+
+    def __contains__(self, block: int) -> bool:
+        place = block - 1
+        return bool(self._bits[place >> 3] >> (7 - (place & 7)) & 1)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block is there."""
+        return self.count == self.total
+
+    def add(self, first: int, count: int) -> list[tuple[int, int]]:
+        """Mark `count` blocks from `first` as there.
+
+        Returns:
+            The (first, count) runs that were not there before.
+        """
+        place = first - 1
+        low, high = place >> 3, (place + count + 7) >> 3
+        flags = np.unpackbits(self._bits[low:high])
+        skip = place - (low << 3)
+        window = flags[skip : skip + count]
+        had = int(window.sum())
+        if had == count:
+            return []
+        if had == 0:
+            fresh = [(first, count)]
+        else:
+            edges = np.flatnonzero(np.diff(np.concatenate(([1], window, [1])).astype(np.int8)))
+            fresh = [(first + int(start), int(end - start)) for start, end in edges.reshape(-1, 2).tolist()]
+        window[:] = 1
+        self._bits[low:high] = np.packbits(flags)
+        self.count += count - had
+        return fresh
+
+    def missing(self, limit: int) -> tuple[tuple[int, int], ...]:
+        """The first `limit` ranges of missing blocks as inclusive (start, end), ascending."""
+        if self.complete:
+            return ()
+        found: list[tuple[int, int]] = []
+        size = len(self._bits)
+        while self._low < size and self._bits[self._low] == 0xFF:
+            step = self._bits[self._low : self._low + _CHUNK]
+            full = np.flatnonzero(step != 0xFF)
+            self._low += int(full[0]) if len(full) else len(step)
+        at = self._low
+        open_start: int | None = None
+        while at < size:
+            flags = np.unpackbits(self._bits[at : at + _CHUNK])
+            base = (at << 3) + 1
+            flags = flags[: self.total - base + 1]
+            previous = 0 if open_start is not None else 1
+            edges = np.flatnonzero(np.diff(np.concatenate(([previous], flags)).astype(np.int8)))
+            for edge in edges.tolist():
+                if open_start is None:
+                    open_start = base + edge
+                else:
+                    found.append((open_start, base + edge - 1))
+                    open_start = None
+                    if len(found) == limit:
+                        return tuple(found)
+            at += _CHUNK
+        if open_start is not None:
+            found.append((open_start, self.total))
+        return tuple(found[:limit])

@@ -1,0 +1,269 @@
+"""The server's Data state (MS-WDSMT 3.1.5.9): the master client, the window, data, repairs, SPM.
+
+Data packets are not built here. `give` takes the block ranges that the application wants sent (the Data
+Trigger for each of their blocks), and the driver takes batches when the window is open: `take_odata` numbers
+them, `take_repairs` names the ones to send again. What leaves is what was taken.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wdstransport.protocol.clients import ClientRecord
+from wdstransport.protocol.loss import throughput, unscaled_loss
+from wdstransport.protocol.outbox import milliseconds
+from wdstransport.protocol.timers import ServerTimer
+from wdstransport.protocol.window import DataPacketList, SentRun, Window
+from wdstransport.wire.transport import Ack, DropReason, Nack, Ncf, Spm
+
+if TYPE_CHECKING:
+    from wdstransport.protocol.server_transport import ServerTransport
+
+__all__ = ["DataCounters", "DataState", "ODataRun"]
+
+
+@dataclass(frozen=True, slots=True)
+class ODataRun:
+    """Consecutive blocks to send now, under consecutive sequence numbers (3.1.5.9.5).
+
+    Attributes:
+        previous_lead: MCLeadODATASeqNo before them.
+    """
+
+    first_seq: int
+    first_block: int
+    count: int
+    previous_lead: int
+
+
+@dataclass(slots=True)
+class DataCounters:
+    """How much was sent and answered."""
+
+    data_packets: int = 0
+    repair_packets: int = 0
+    acks: int = 0
+    nacks: int = 0
+    spms: int = 0
+
+
+class DataState:
+    """Data State Configuration (3.1.1.3) and its rules.
+
+    Attributes:
+        master_client_id: MasterClientId, 0 while there is none.
+        mcrtt: MCRTT, seconds.
+        mc_loss: MCLossRate, a share.
+        mc_trail: MCTrailODATASeqNo.
+        mc_lead: MCLeadODATASeqNo.
+    """
+
+    def __init__(self, transport: ServerTransport) -> None:
+        self._transport = transport
+        self._parameters = transport.parameters
+        self.min_nack_back_off = 0.001
+        self.max_nack_back_off = 0.001
+        self.mcrtt = 0.001
+        self.master_client_id = 0
+        self.mc_trail = 0
+        self.mc_lead = 0
+        self.mc_loss = 0.0
+        self.window = Window(self._parameters.exp_max_window_size, self._parameters.max_window_size)
+        self.packets = DataPacketList()
+        self.counters = DataCounters()
+        self._next_spm_seq_no = 1
+        self._spm_count = 0
+        self._given: deque[tuple[int, int]] = deque()
+        self._waiting_for_empty = False
+        self._repairs: deque[tuple[int, int]] = deque()
+
+    # ------------------------------------------------------------------ entering, SPM
+
+    def enter(self, master: ClientRecord, now: float) -> None:
+        """3.1.5.9.1; a new master comes with its RTT and its loss (deviation 29)."""
+        self._set_master(master)
+        self._spm_count = 0
+        timers = self._transport.timers
+        timers.set(ServerTimer.CLEANUP_DATA_LIST, now + self._parameters.cleanup_data_list_interval)
+        timers.set(ServerTimer.OUT_STATE_QCC, now + self._parameters.qcc_interval)
+        self._send_spm(now)
+
+    def _set_master(self, master: ClientRecord) -> None:
+        self.master_client_id = master.client_id
+        self.mcrtt = max(0.001, master.rtt)
+        self.mc_loss = master.loss
+
+    def _send_spm(self, now: float) -> None:
+        """3.1.5.9.3."""
+        clients = len(self._transport.clients.active)
+        self.min_nack_back_off = max(self.mcrtt * 2, 0.001)
+        self.max_nack_back_off = max(self.min_nack_back_off + clients / 5 / 1000, 0.001)
+        packet = Spm(
+            spm_seq_no=self._next_spm_seq_no,
+            master_client_id=self.master_client_id,
+            min_nack_back_off=milliseconds(self.min_nack_back_off),
+            max_nack_back_off=milliseconds(self.max_nack_back_off),
+            trail_odata_seq_no=self.trail,
+            lead_odata_seq_no=self.mc_lead,
+            rtt=milliseconds(self.mcrtt),
+        )
+        self._next_spm_seq_no += 1
+        self._spm_count += 1
+        self.counters.spms += 1
+        self._transport.outbox.put(packet)
+        wait = max(self._parameters.spm_interval, 4 * self.mcrtt)
+        self._transport.timers.set(ServerTimer.SPM, now + wait)
+
+    @property
+    def trail(self) -> int:
+        """TrailODATASeqNo: the head of what can be repaired, 0 before anything was sent (deviation 27)."""
+        return self.packets.first_seq if self.packets else self.mc_lead
+
+    def spm_timer(self, now: float) -> None:
+        """3.1.6.6; other SPMs count too and can jump over the limit (deviation 28)."""
+        if self._spm_count >= self._parameters.max_no_response_spm:
+            self._transport.enter_qcc(now)
+        else:
+            self._send_spm(now)
+
+    # ------------------------------------------------------------------ data out
+
+    def give(self, ranges: list[tuple[int, int]]) -> None:
+        """Data Trigger for every block of the inclusive `ranges` (3.1.5.9.4).
+
+        A block gets its sequence number when it is sent: until then the number is visible to nobody.
+        """
+        self._given.extend(ranges)
+        self._waiting_for_empty = bool(self._given)
+
+    def withdraw(self) -> None:
+        """Drop what was given and not sent, and what was sent and not acknowledged: nobody wants it."""
+        self._given.clear()
+        self._repairs.clear()
+        self._waiting_for_empty = False
+        self.mc_trail = self.mc_lead
+
+    @property
+    def given(self) -> tuple[tuple[int, int], ...]:
+        """The block ranges given and not sent yet."""
+        return tuple(self._given)
+
+    @property
+    def in_flight(self) -> int:
+        """InFlightPackets (3.1.5.9.5)."""
+        return self.mc_lead - self.mc_trail
+
+    def sendable(self) -> int:
+        """How many ODATA the window lets out now (deviation 23: whenever there is something to send)."""
+        if not self._given or not self.master_client_id:
+            return 0
+        return max(0, self.window.size - self.in_flight)
+
+    def take_odata(self, limit: int, now: float) -> ODataRun | None:
+        """Number and record up to `limit` consecutive blocks; the caller sends them at once."""
+        count = min(limit, self.sendable())
+        if count <= 0:
+            return None
+        start, end = self._given[0]
+        count = min(count, end - start + 1)
+        if start + count > end:
+            self._given.popleft()
+        else:
+            self._given[0] = (start + count, end)
+        previous = self.mc_lead
+        self.packets.append(SentRun(previous + 1, start, count, now))
+        self.mc_lead = previous + count
+        self.counters.data_packets += count
+        return ODataRun(previous + 1, start, count, previous)
+
+    @property
+    def repairs_waiting(self) -> int:
+        """How many RDATA are to be sent."""
+        return len(self._repairs)
+
+    def take_repairs(self, limit: int) -> list[tuple[int, int]]:
+        """Up to `limit` (sequence number, block) to send as RDATA; the caller sends them."""
+        count = min(limit, len(self._repairs))
+        self.counters.repair_packets += count
+        return [self._repairs.popleft() for _ in range(count)]
+
+    # ------------------------------------------------------------------ answers in
+
+    def on_ack(self, packet: Ack, now: float) -> DropReason | None:
+        """3.1.5.9.5; nothing in QCC state (deviation 47), where there is no master."""
+        if packet.client_id != self.master_client_id:
+            return DropReason.STATE
+        if not self.mc_trail <= packet.odata_seq_no <= self.mc_lead:
+            return DropReason.STALE
+        self.counters.acks += 1
+        self._spm_count = 0
+        rtt = self._transport.round_trip(packet.server_time, now)
+        record = self._transport.clients.active[packet.client_id]
+        if rtt is not None:
+            self.mcrtt = max(0.001, rtt)
+            record.rtt = rtt
+        self.mc_loss = record.loss = unscaled_loss(packet.loss_rate)
+        record.hi_odata_seq_no = packet.hi_odata_seq_no
+        self.window.acknowledged(packet.odata_seq_no - self.mc_trail)
+        self.mc_trail = packet.odata_seq_no
+        self._check_empty(now)
+        return None
+
+    def on_nack(self, packet: Nack, client: ClientRecord, now: float) -> DropReason | None:
+        """3.1.5.9.6 and 3.1.5.9.6.1."""
+        if not self.master_client_id:
+            return DropReason.STATE
+        self.counters.nacks += 1
+        client.loss = unscaled_loss(packet.loss_rate)
+        client.hi_odata_seq_no = packet.hi_odata_seq_no
+        if client.client_id == self.master_client_id:
+            self.mc_loss = client.loss
+        elif throughput(max(0.001, client.rtt), client.loss) < 0.75 * throughput(self.mcrtt, self.mc_loss):
+            self._set_master(client)
+        self.window.lost(now, self.mcrtt)
+        self._transport.outbox.put(Ncf(packet.ranges))
+        self._queue_repairs(packet.ranges, now)
+        return None
+
+    def _queue_repairs(self, ranges: tuple[tuple[int, int], ...], now: float) -> None:
+        """Queue each requested packet that is there and was not sent within 4 x MCRTT."""
+        if not self.packets:
+            return
+        first, last = self.packets.first_seq, self.packets.last_seq
+        too_recent = now - 4 * self.mcrtt
+        work = self._parameters.max_nack_work
+        for start, end in ranges:
+            for seq in range(max(start, first), min(end, last) + 1):
+                if not work or len(self._repairs) >= self._parameters.max_repairs_queued:
+                    return
+                work -= 1
+                found = self.packets.find(seq)
+                if found is None or found[1] > too_recent:
+                    continue
+                self._repairs.append((seq, found[0]))
+                self.packets.resent(seq, now)
+
+    # ------------------------------------------------------------------ the end of what was given
+
+    def cleanup_timer(self, now: float) -> None:
+        """3.1.6.7: forget what nobody can ask for again; an SPM tells the new Trail."""
+        interval = self._parameters.cleanup_data_list_interval
+        self._transport.timers.set(ServerTimer.CLEANUP_DATA_LIST, now + interval)
+        if self.packets.clean_up(now - 1.0, self.mc_trail):
+            self._send_spm(now)
+        self._check_empty(now)
+
+    def _check_empty(self, now: float) -> None:
+        """Data Empty Trigger, as deviation 22 defines it.
+
+        All that was given is sent and acknowledged, and either the last packet is old enough that repairs
+        of it are done with, or the master, which has everything, is the only client.
+        """
+        if not self._waiting_for_empty or self._given or self._repairs or self.mc_trail < self.mc_lead:
+            return
+        alone = set(self._transport.clients.active) <= {self.master_client_id}
+        if alone or not self.packets or now - self.packets.last_created >= self._parameters.data_linger:
+            self._waiting_for_empty = False
+            self._transport.application.data_empty(now)

@@ -1,0 +1,497 @@
+"""The server of MS-WDSMT 3.1: who is in the session, and who is its master client.
+
+Joining (3.1.5.2), leaving (3.1.5.3), POLL (3.1.5.4), KICK (3.1.5.6), QCC state (3.1.5.7) and DEMOTE
+(3.1.5.10) are here; the Data state (3.1.5.9) is `server_data`. Packets to send go to the outbox as values
+and get their SenderTime when they leave (deviation 34).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from wdstransport.protocol.clients import Address, ClientLists, ClientRecord
+from wdstransport.protocol.events import ClientActive, ClientGone, Gone, ServerSessionEvent, Terminated
+from wdstransport.protocol.loss import unscaled_loss
+from wdstransport.protocol.outbox import Outbox, milliseconds
+from wdstransport.protocol.parameters import ServerParameters
+from wdstransport.protocol.server_data import DataState
+from wdstransport.protocol.timers import ServerTimer, TimerTable
+from wdstransport.wire.options import CAP_MULTISTREAM, OptionId, find
+from wdstransport.wire.transport import (
+    MAX_DEMOTE_CLIENTS,
+    MAX_KICK_CLIENTS,
+    Ack,
+    Demote,
+    DropReason,
+    Join,
+    JoinAck,
+    Kick,
+    KickReason,
+    Leave,
+    LeaveReason,
+    Nack,
+    Poll,
+    PollAck,
+    Qcc,
+    Qcr,
+    TransportPacket,
+)
+
+__all__ = ["DemoteTarget", "ServerState", "ServerTransport", "ServerTriggers"]
+
+_UINT32 = 0xFFFFFFFF
+
+
+class ServerState(Enum):
+    """SessionState (MS-WDSMT 3.1.1.1)."""
+
+    PRE_START = "PreStartState"
+    QCC = "QCCState"
+    DATA = "DataState"
+
+
+class ServerTriggers(Protocol):
+    """What the transport tells the application (MS-WDSMT 3.1.5.1), as method calls."""
+
+    def poll_ack(self, client: ClientRecord, payload: bytes, now: float) -> bool:
+        """POLLACK Trigger (3.1.5.5); whether the payload is what it should be."""
+
+    def status(self, client: ClientRecord, payload: bytes, now: float) -> bool:
+        """Status Trigger (3.1.5.8); whether the payload is what it should be."""
+
+    def data_empty(self, now: float) -> None:
+        """Data Empty Trigger (3.1.6.7)."""
+
+    def clients_changed(self, now: float) -> None:
+        """The Active Client List or the master changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoteTarget:
+    """The slower session that demoted clients are to join (MS-WDSMT 2.2.13)."""
+
+    session_id: int
+    multicast_address: bytes
+    multicast_port: int
+    unicast_address: bytes
+    unicast_port: int
+
+
+class ServerTransport:
+    """One multicast session's transport, on the server.
+
+    Attributes:
+        state: SessionState.
+        clients: the four lists.
+        data: the Data State Configuration and its rules.
+        outbox: what is to be sent.
+        events: what happened since the driver last asked.
+    """
+
+    def __init__(
+        self, *, parameters: ServerParameters, rng: random.Random, application: ServerTriggers, now: float
+    ) -> None:
+        self.parameters = parameters
+        self.application = application
+        self.state = ServerState.PRE_START
+        self.clients = ClientLists(parameters.max_pending_clients)
+        self.outbox = Outbox()
+        self.events: list[ServerSessionEvent] = []
+        self.timers: TimerTable[ServerTimer] = TimerTable()
+        self.data = DataState(self)
+        self.terminated = False
+        self.closing = False
+        self._next_client_id = rng.getrandbits(32)
+        self._next_poll_seq_no = 1
+        self._next_qcc_seq_no = 1
+        self._wait_time = 0.0
+        self._demote_target: DemoteTarget | None = None
+        self.timers.set(ServerTimer.INACTIVITY, now + parameters.inactivity_timeout)
+        self.timers.set(ServerTimer.CLIENT_CLEANUP, now + parameters.client_dead_timeout)
+
+    # ------------------------------------------------------------------ what arrives
+
+    def receive(
+        self, packet: TransportPacket, sender_time: int, source: Address, now: float
+    ) -> DropReason | None:
+        """Process a packet that passed validation (3.1.5.1).
+
+        Returns:
+            Why it was not accepted, or None when it was.
+        """
+        match packet:
+            case Ack():
+                reason = self._from_member(packet.client_id, source) or self.data.on_ack(packet, now)
+            case Nack():
+                reason = self._on_nack(packet, source, now)
+            case Qcr():
+                reason = self._on_qcr(packet, source, now)
+            case PollAck():
+                reason = self._on_poll_ack(packet, source, now)
+            case Join():
+                reason = self._on_join(packet, sender_time, source, now)
+            case Leave():
+                reason = self._on_leave(packet, source, now)
+            case _:
+                return DropReason.STATE  # the server's own packets, sent back to it
+        if reason is None:
+            self.timers.set(ServerTimer.INACTIVITY, now + self.parameters.inactivity_timeout)
+        return reason
+
+    def _from_member(self, client_id: int, source: Address) -> DropReason | None:
+        """A packet counts only from the address and port that joined as its ClientId."""
+        record = self.clients.speaking(client_id, source)
+        return None if record is not None and client_id in self.clients.active else DropReason.UNKNOWN_CLIENT
+
+    def _on_join(self, packet: Join, sender_time: int, source: Address, now: float) -> DropReason | None:
+        """3.1.5.2; one record for an address and port (deviation 24)."""
+        if self.closing:
+            return DropReason.STATE
+        record = self.clients.at(source)
+        if record is not None and (
+            record.client_id in self.clients.kicked or record.client_id in self.clients.demoted
+        ):
+            # Its LEAVE was lost and it starts again: a new client from the same port.
+            self._forget(record, Gone.KICKED if record.client_id in self.clients.kicked else Gone.DEMOTED)
+            record = None
+        if record is None:
+            if len(self.clients.active) >= self.parameters.max_clients:
+                return DropReason.STATE
+            record = ClientRecord(
+                client_id=self._take_client_id(),
+                address=source,
+                client_time=0,
+                last_update=now,
+                joined_at=now,
+            )
+            self.clients.add_pending(record)
+        record.client_time = sender_time
+        record.name = packet.client_name
+        record.mac_address = packet.mac_address
+        capabilities = find(packet.options, OptionId.CAPABILITIES)
+        record.supports_demote = capabilities is not None and CAP_MULTISTREAM in capabilities
+        record.join_ack_send_count = 0
+        self._send_join_ack(record)
+        if record.client_id in self.clients.pending:
+            self.clients.rearm(record, now + self.parameters.join_ack_to_qcr_timeout)
+        return None
+
+    def _take_client_id(self) -> int:
+        """NextClientId, which never repeats the id of a client still on a list; 0 means no master."""
+        lists = self.clients
+        while True:
+            client_id = self._next_client_id
+            self._next_client_id = (client_id + 1) & _UINT32
+            taken = (
+                client_id in lists.active
+                or client_id in lists.pending
+                or client_id in lists.kicked
+                or client_id in lists.demoted
+            )
+            if client_id and not taken:
+                return client_id
+
+    def _send_join_ack(self, record: ClientRecord) -> None:
+        """3.1.5.2.2; RTT is zero until the Data state (deviation 36)."""
+        record.join_ack_send_count += 1
+        data = self.data
+        packet = JoinAck(
+            client_id=record.client_id,
+            min_nack_back_off=milliseconds(data.min_nack_back_off),
+            max_nack_back_off=milliseconds(data.max_nack_back_off),
+            rtt=milliseconds(data.mcrtt) if self.state is ServerState.DATA else 0,
+            client_time=record.client_time,
+        )
+        self.outbox.put(packet, record.address)
+
+    def _on_qcr(self, packet: Qcr, source: Address, now: float) -> DropReason | None:
+        """3.1.5.2.3 and 3.1.5.8."""
+        record = self.clients.speaking(packet.client_id, source)
+        if record is None:
+            return DropReason.UNKNOWN_CLIENT
+        if record.client_id in self.clients.pending:
+            if packet.qcc_seq_no:
+                return DropReason.STATE
+            self.clients.activate(record)
+            record.joined_at = now
+            self._update(record, packet, now)
+            self.events.append(ClientActive(record))
+            if self.state is ServerState.PRE_START:
+                self.enter_qcc(now)
+            self.application.clients_changed(now)
+            return None
+        if packet.qcc_seq_no not in (0, self._next_qcc_seq_no - 1):
+            return DropReason.STALE
+        # A Status Trigger carries a PROGRESS; the QCR after JOINACK carries nothing (deviation 43).
+        if packet.app_data and not self.application.status(record, packet.app_data, now):
+            return DropReason.FIELD
+        self._update(record, packet, now)
+        if packet.qcc_seq_no:
+            record.qcr_received = True
+        return None
+
+    def _update(self, record: ClientRecord, packet: Qcr, now: float) -> None:
+        record.last_update = now
+        rtt = self.round_trip(packet.server_time, now)
+        if rtt is not None:
+            # The client waited BackOff before it answered (deviation 20).
+            record.rtt = max(0.0, rtt - packet.back_off / 1000)
+        record.loss = unscaled_loss(packet.loss_rate)
+        record.hi_odata_seq_no = packet.hi_odata_seq_no
+        for option in packet.options:
+            if option.option_id in (OptionId.CPU_UTIL, OptionId.MEM_UTIL, OptionId.NET_UTIL):
+                record.utilization[OptionId(option.option_id).name] = option.value[0]
+
+    @staticmethod
+    def round_trip(server_time: int, now: float) -> float | None:
+        """Seconds since a SenderTime of ours; None for 0 (deviation 20) or a time that cannot be ours."""
+        if not server_time:
+            return None
+        rtt = (int(now * 1000) - server_time) / 1000
+        return rtt if 0 <= rtt < 60 else None
+
+    def _on_leave(self, packet: Leave, source: Address, now: float) -> DropReason | None:
+        """3.1.5.3."""
+        record = self.clients.speaking(packet.client_id, source)
+        if record is None:
+            return DropReason.UNKNOWN_CLIENT
+        reasons = {
+            LeaveReason.COMPLETE: Gone.COMPLETE,
+            LeaveReason.CANCELLED: Gone.CANCELLED,
+            LeaveReason.INACTIVE: Gone.INACTIVE,
+        }
+        why = reasons[packet.leave_reason]
+        if record.client_id in self.clients.kicked:
+            why = Gone.KICKED
+        elif record.client_id in self.clients.demoted:
+            why = Gone.DEMOTED
+        self._forget(record, why)
+        self._lost_active(record, now)
+        return None
+
+    def _forget(self, record: ClientRecord, why: Gone) -> None:
+        was_member = record.client_id not in self.clients.pending
+        self.clients.remove(record)
+        if was_member:
+            self.events.append(ClientGone(record, why))
+
+    def _lost_active(self, record: ClientRecord, now: float) -> None:
+        """Choose another master when it was the master (deviation 31)."""
+        if self.state is ServerState.DATA and record.client_id == self.data.master_client_id:
+            self.enter_qcc(now)
+        self.application.clients_changed(now)
+
+    def _on_poll_ack(self, packet: PollAck, source: Address, now: float) -> DropReason | None:
+        """3.1.5.5."""
+        reason = self._from_member(packet.client_id, source)
+        if reason is not None:
+            return reason
+        if packet.poll_seq_no != self._next_poll_seq_no - 1:
+            return DropReason.STALE
+        record = self.clients.active[packet.client_id]
+        return None if self.application.poll_ack(record, packet.app_data, now) else DropReason.FIELD
+
+    def _on_nack(self, packet: Nack, source: Address, now: float) -> DropReason | None:
+        reason = self._from_member(packet.client_id, source)
+        if reason is not None:
+            return reason
+        return self.data.on_nack(packet, self.clients.active[packet.client_id], now)
+
+    # ------------------------------------------------------------------ triggers from above
+
+    def poll(self, payload: bytes) -> float:
+        """POLL Trigger (3.1.5.4): send `payload` to all clients.
+
+        Returns:
+            PollBackOff, seconds.
+        """
+        back_off = self.parameters.poll_back_off
+        self.outbox.put(Poll(self._next_poll_seq_no, milliseconds(back_off), payload))
+        self._next_poll_seq_no += 1
+        return back_off
+
+    def kick(self, client_id: int, reason: KickReason, now: float) -> bool:
+        """Kick Trigger (3.1.5.6).
+
+        Returns:
+            Whether there is such an active client.
+        """
+        record = self.clients.active.get(client_id)
+        if record is None:
+            return False
+        record.kick_reason = reason
+        self.clients.kick(record)
+        if ServerTimer.KICK not in self.timers:
+            self._send_kick()
+            self.timers.set(ServerTimer.KICK, now + self.parameters.kick_interval)
+        self._lost_active(record, now)
+        return True
+
+    def close(self, reason: KickReason, now: float) -> None:
+        """Remove every client, in as few KICK packets as they fit (3.1.5.6.1), and admit nobody any more.
+
+        KICK is repeated sooner than usual: a server that shuts down cannot wait KickInterval (deviation 52).
+        """
+        self.closing = True
+        for record in list(self.clients.active.values()):
+            record.kick_reason = reason
+            self.clients.kick(record)
+        if self.clients.kicked:
+            self._send_kick()
+            self.timers.set(ServerTimer.KICK, now + self._kick_interval())
+        for timer in (ServerTimer.IN_STATE_QCC, ServerTimer.OUT_STATE_QCC, ServerTimer.SPM):
+            self.timers.stop(timer)
+        self.data.master_client_id = 0
+        self.application.clients_changed(now)
+
+    def _kick_interval(self) -> float:
+        return self.parameters.closing_kick_interval if self.closing else self.parameters.kick_interval
+
+    def _send_kick(self) -> None:
+        kicked = [(record.client_id, record.kick_reason) for record in self.clients.kicked.values()]
+        for start in range(0, len(kicked), MAX_KICK_CLIENTS):
+            self.outbox.put(Kick(tuple(kicked[start : start + MAX_KICK_CLIENTS])))
+
+    def demote(self, client_id: int, target: DemoteTarget, now: float) -> bool:
+        """Demote Trigger (3.1.5.10).
+
+        Returns:
+            Whether there is such an active client.
+        """
+        record = self.clients.active.get(client_id)
+        if record is None:
+            return False
+        self._demote_target = target
+        self.clients.demote(record)
+        if ServerTimer.DEMOTE not in self.timers:
+            self._send_demote()
+            self.timers.set(ServerTimer.DEMOTE, now + self.parameters.demote_interval)
+        self._lost_active(record, now)
+        return True
+
+    def _send_demote(self) -> None:
+        target = self._demote_target
+        assert target is not None
+        demoted = tuple(self.clients.demoted)
+        for start in range(0, len(demoted), MAX_DEMOTE_CLIENTS):
+            packet = Demote(
+                target.session_id,
+                target.multicast_address,
+                target.multicast_port,
+                target.unicast_address,
+                target.unicast_port,
+                demoted[start : start + MAX_DEMOTE_CLIENTS],
+            )
+            self.outbox.put(packet)
+
+    # ------------------------------------------------------------------ QCC state
+
+    def enter_qcc(self, now: float) -> None:
+        """3.1.5.7.1, leaving the Data state by 3.1.5.9.2 where it was that."""
+        for timer in (ServerTimer.SPM, ServerTimer.CLEANUP_DATA_LIST, ServerTimer.OUT_STATE_QCC):
+            self.timers.stop(timer)
+        self.state = ServerState.QCC
+        self.data.master_client_id = 0
+        self._wait_time = 0.0
+        self._send_in_state_qcc(now)
+
+    def _send_in_state_qcc(self, now: float) -> None:
+        """3.1.5.7.3: 1 ms a client first, then doubling, plus the highest RTT (deviation 21)."""
+        active = self.clients.active
+        for record in active.values():
+            record.qcr_received = False
+        first = max(0.001, 0.001 * len(active))
+        self._wait_time = min(
+            max(first, 2 * self._wait_time), max(first, self.parameters.no_client_qcc_interval)
+        )
+        wait = self._wait_time + self.clients.highest_rtt()
+        self._send_qcc(wait)
+        self.timers.set(ServerTimer.IN_STATE_QCC, now + wait)
+
+    def _send_qcc(self, back_off: float) -> None:
+        self.outbox.put(Qcc(self._next_qcc_seq_no, milliseconds(back_off)))
+        self._next_qcc_seq_no += 1
+
+    def _in_state_qcc_timer(self, now: float) -> None:
+        """3.1.6.4: the answering client with the highest RTT becomes the master."""
+        answered = [record for record in self.clients.active.values() if record.qcr_received]
+        if not answered:
+            self._send_in_state_qcc(now)
+            return
+        self.timers.stop(ServerTimer.IN_STATE_QCC)
+        self.state = ServerState.DATA
+        self.data.enter(max(answered, key=lambda record: record.rtt), now)
+        self.application.clients_changed(now)
+
+    def _out_state_qcc_timer(self, now: float) -> None:
+        """3.1.6.5; the RTT inside excludes back-off, so this does not feed on itself (deviation 20)."""
+        parameters = self.parameters
+        back_off = max(parameters.qcc_interval, 0.001 * len(self.clients.active))
+        back_off = min(back_off + self.clients.highest_rtt(), 65.0)
+        self._send_qcc(back_off)
+        self.timers.set(ServerTimer.OUT_STATE_QCC, now + back_off)
+
+    # ------------------------------------------------------------------ time
+
+    def next_deadline(self) -> float:
+        """When `handle_timers` is to be called next, seconds."""
+        deadline = self.timers.next_deadline()
+        for record in self.clients.pending.values():
+            return min(deadline, record.join_ack_due)
+        return deadline
+
+    def handle_timers(self, now: float) -> None:
+        """Do what is due (3.1.6)."""
+        self._join_ack_timers(now)
+        while (timer := self.timers.pop_due(now)) is not None:
+            match timer:
+                case ServerTimer.SPM:
+                    self.data.spm_timer(now)
+                case ServerTimer.CLEANUP_DATA_LIST:
+                    self.data.cleanup_timer(now)
+                case ServerTimer.IN_STATE_QCC:
+                    self._in_state_qcc_timer(now)
+                case ServerTimer.OUT_STATE_QCC:
+                    self._out_state_qcc_timer(now)
+                case ServerTimer.CLIENT_CLEANUP:
+                    self._client_cleanup_timer(now)
+                case ServerTimer.KICK:
+                    if self.clients.kicked:
+                        self._send_kick()
+                        self.timers.set(ServerTimer.KICK, now + self._kick_interval())
+                case ServerTimer.DEMOTE:
+                    if self.clients.demoted:
+                        self._send_demote()
+                        self.timers.set(ServerTimer.DEMOTE, now + self.parameters.demote_interval)
+                case ServerTimer.INACTIVITY:
+                    self.terminated = True
+                    self.timers.stop_all()
+                    self.events.append(Terminated())
+                    return
+
+    def _join_ack_timers(self, now: float) -> None:
+        """3.1.6.1, for every pending client that is due; they stand in order of their deadlines."""
+        while self.clients.pending:
+            record = next(iter(self.clients.pending.values()))
+            if record.join_ack_due > now:
+                return
+            if record.join_ack_send_count >= self.parameters.max_join_ack_sends:
+                self.clients.remove(record)
+                continue
+            self._send_join_ack(record)
+            self.clients.rearm(record, now + self.parameters.join_ack_to_qcr_timeout)
+
+    def _client_cleanup_timer(self, now: float) -> None:
+        """3.1.6.2, ClientDeadTimeout and DeadClientTimeout being one parameter (deviation 7)."""
+        self.timers.set(ServerTimer.CLIENT_CLEANUP, now + self.parameters.client_dead_timeout)
+        lists = self.clients
+        members = (*lists.active.values(), *lists.kicked.values(), *lists.demoted.values())
+        for record in members:
+            if now - record.last_update > self.parameters.client_dead_timeout:
+                was_active = record.client_id in lists.active
+                self._forget(record, Gone.DEAD)
+                if was_active:
+                    self._lost_active(record, now)
