@@ -1,0 +1,1 @@
+"""Readers of facts: events, statistics, progress. Never in the data path."""
