@@ -1,0 +1,1 @@
+"""Sockets: interfaces, multicast, batches, pacing. The only package that imports socket or trio."""

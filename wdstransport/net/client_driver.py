@@ -1,0 +1,303 @@
+"""One client session on its sockets: the pump that gives the core time, datagrams and a place for blocks."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from wdstransport.net.batching import BatchReader, BatchSender, SlabPool, probe_merging
+from wdstransport.net.lossy import Lossy
+from wdstransport.net.multicast import GroupSocket, OpenSocket
+from wdstransport.net.waiting import Waiter, open_tasks
+from wdstransport.protocol.client_session import ClientSession
+from wdstransport.protocol.events import AllReceived, BlocksArrived, Demoted, Departed, Joined, Left
+from wdstransport.wire.batch import Batch
+
+__all__ = ["ClientDriver", "Consumer", "Sockets"]
+
+_READS_A_TURN = 32
+_FAREWELL = 0.5
+_PATIENCE = 0.2
+"""Seconds for which a full cache keeps the socket unread, so that the kernel's buffer takes a short stall,
+before blocks are refused as the documents say (MS-WDSMT 3.2.5.13)."""
+
+
+class Consumer(Protocol):
+    """Where a driver's blocks go. Called in the trio thread."""
+
+    def arrived(self, event: BlocksArrived) -> None:
+        """Take blocks; their memory is held until the event comes back from `collect`."""
+
+    def collect(self) -> list[BlocksArrived] | None:
+        """Events whose blocks are stored, or None; raises when storing failed."""
+
+    def horizon(self) -> int | None:
+        """The last block that can be taken now; None for any."""
+
+    def all_received(self) -> None:
+        """Every block has come; some may not be stored yet."""
+
+    def joined(self, client_id: int) -> None:
+        """The server gave this client an id."""
+
+    def about_to_sleep(self) -> bool:
+        """The driver is about to sleep; False when `collect` has something already."""
+
+    def awake(self) -> None:
+        """The driver woke up."""
+
+
+class Sockets:
+    """A client's two sockets: the group's, and its own for all it sends and for JOINACK.
+
+    Attributes:
+        server: where everything must come from.
+    """
+
+    def __init__(self, group: GroupSocket, own: OpenSocket, server: tuple[str, int]) -> None:
+        self.group = group
+        self.own = own
+        self.server = server
+
+    def close(self) -> None:
+        """Close both."""
+        self.group.sock.close()
+        self.own.sock.close()
+
+
+class ClientDriver:
+    """Runs one client session until it has departed.
+
+    Attributes:
+        session: the core.
+        departed: how it ended; None while it runs.
+        received: bytes of content that came and were new.
+        stored: bytes of content at their place.
+    """
+
+    def __init__(
+        self,
+        session: ClientSession,
+        sockets: Sockets,
+        consumer: Consumer,
+        *,
+        cache_bytes: int,
+        reopen: Callable[[Demoted], Sockets],
+        drop_share: float = 0.0,
+        drop_seed: int = 0,
+        on_turn: Callable[[float], float] | None = None,
+    ) -> None:
+        """Prepare to run.
+
+        Args:
+            session: a new session.
+            sockets: open ones.
+            consumer: takes the blocks.
+            cache_bytes: the session's cache, which also bounds the memory read into.
+            reopen: opens the sockets of the session that a DEMOTE names.
+            drop_share: share of datagrams to lose on purpose, both ways, for demonstrations and tests.
+            drop_seed: which ones.
+            on_turn: called now and then with the time; says when to be called again.
+        """
+        self.session = session
+        self.departed: Departed | None = None
+        self.received = 0
+        self.stored = 0
+        self._consumer = consumer
+        self._merge_ok = probe_merging(sockets.group.sock.family)
+        self._reopen = reopen
+        self._on_turn = on_turn
+        self._next_turn = -math.inf
+        self._lossy = Lossy(drop_share, random.Random(drop_seed)) if drop_share else None
+        self.pool = SlabPool(1 << 20, max(4, -(-cache_bytes * 5 // 4 >> 20)) + 2)
+        self.pool.on_free = self.wake
+        self._own_pool = SlabPool(1 << 16, 2)
+        self._stalled_since: float | None = None
+        self._own_seen = trio.Event()
+        self._open(sockets)
+
+    def _open(self, sockets: Sockets) -> None:
+        self.sockets = sockets
+        self._waiter = Waiter(sockets.group.sock)
+        self.reader = BatchReader(sockets.group.sock, self.pool, self._merge_ok)
+        self._own_reader = BatchReader(sockets.own.sock, self._own_pool, False)
+        self._sender = BatchSender(sockets.own.sock, False)
+        self._own_ready = True
+
+    def wake(self) -> None:
+        """Look at the session again: a call from outside changed it."""
+        self._waiter.wake()
+
+    async def run(self) -> None:
+        """Pump until the session has departed; the sockets are closed afterwards.
+
+        Raises:
+            TransportError: what the consumer raised.
+        """
+        try:
+            async with open_tasks() as nursery:
+                nursery.start_soon(self._watch_own_socket)
+                try:
+                    await self._pump()
+                except BaseException:
+                    with trio.CancelScope(shield=True, deadline=trio.current_time() + _FAREWELL):
+                        await self._farewell()
+                    raise
+                nursery.cancel_scope.cancel()
+        finally:
+            self._close_sockets()
+
+    async def _watch_own_socket(self) -> None:
+        """Wake the pump when something comes to the client's own address, which is rare."""
+        while True:
+            sock = self.sockets.own.sock
+            try:
+                await trio.lowlevel.wait_readable(sock)
+            except trio.ClosedResourceError:
+                continue  # a DEMOTE opened others
+            self._own_ready = True
+            self._own_seen = trio.Event()
+            self.wake()
+            await self._own_seen.wait()
+
+    async def _pump(self) -> None:
+        session, consumer = self.session, self._consumer
+        busy = 0
+        while self.departed is None:
+            now = trio.current_time()
+            worked = self._collect(now)
+            if self._own_ready:
+                self._read_own(now)
+            worked |= self._read_group(now)
+            session.handle_timers(now)
+            self._events(now)
+            self._send(now)
+            if self._on_turn is not None and now >= self._next_turn:
+                self._next_turn = self._on_turn(now)
+            if self.departed is not None:
+                break
+            if worked:
+                busy += 1
+                if busy >= 8:
+                    busy = 0
+                    await trio.lowlevel.checkpoint()
+                continue
+            busy = 0
+            if consumer.about_to_sleep():
+                await self._sleep(now)
+                consumer.awake()
+
+    async def _sleep(self, now: float) -> None:
+        deadline = min(self.session.next_deadline(), self._next_turn)
+        if self._stalled_since is None:
+            await self._waiter.wait(deadline)
+            return
+        # Not reading on purpose: only memory, time or a call may end this sleep.
+        if not self.reader.starved:
+            deadline = min(deadline, self._stalled_since + _PATIENCE)
+        await self._waiter.pause(deadline)
+
+    def _collect(self, now: float) -> bool:
+        worked = False
+        while (events := self._consumer.collect()) is not None:
+            worked = True
+            for event in events:
+                self.session.stored(event, now)
+                self.stored += event.count * event.block_len
+                if event.batch.owner is not None:
+                    event.batch.owner.release()
+            horizon = self._consumer.horizon()
+            if horizon is not None:
+                self.session.application.horizon = horizon
+        return worked
+
+    def _may_read(self, now: float) -> bool:
+        """Whether to take data from the socket, or leave it to the kernel's buffer for a moment."""
+        if self.session.cache_room >= min(1 << 17, self.session.cache_size // 2):
+            self._stalled_since = None
+            return True
+        if self._stalled_since is None:
+            self._stalled_since = now
+        return now - self._stalled_since >= _PATIENCE
+
+    def _read_group(self, now: float) -> bool:
+        for count in range(_READS_A_TURN):
+            if not self._may_read(now):
+                return count > 0
+            batch = self.reader.read()
+            if batch is None:
+                if self.reader.starved and self._stalled_since is None:
+                    self._stalled_since = now
+                return count > 0
+            self._take(batch, now, multicast=True)
+            self._send(now)
+            if self.departed is not None:
+                return True
+        return True
+
+    def _read_own(self, now: float) -> None:
+        while (batch := self._own_reader.read()) is not None:
+            self._take(batch, now, multicast=False)
+        self._own_ready = False
+        self._own_seen.set()
+
+    def _take(self, batch: Batch, now: float, *, multicast: bool) -> None:
+        for kept in (batch,) if self._lossy is None else self._lossy.thin(batch):
+            self.session.receive(kept, now, multicast=multicast)
+        self._events(now)
+        if batch.owner is not None:
+            batch.owner.release()
+
+    def _events(self, now: float) -> None:
+        for event in self.session.take_events():
+            match event:
+                case BlocksArrived():
+                    self.received += event.count * event.block_len
+                    if event.batch.owner is not None:
+                        event.batch.owner.hold()
+                    self._consumer.arrived(event)
+                case AllReceived():
+                    self._consumer.all_received()
+                case Joined():
+                    self._consumer.joined(event.client_id)
+                case Departed():
+                    self._send(now)
+                    self.departed = event
+                case Demoted():
+                    self._send(now)
+                    self._enter_lower_session(event, now)
+
+    def _enter_lower_session(self, event: Demoted, now: float) -> None:
+        """New sockets for the session that the DEMOTE named (MS-WDSMT 3.2.5.16)."""
+        sockets = self._reopen(event)
+        self._close_sockets()
+        self._open(sockets)
+        self.session.enter_lower_session(event.session_id, sockets.server, now)
+
+    def _close_sockets(self) -> None:
+        self.reader.close()
+        self._own_reader.close()
+        trio.lowlevel.notify_closing(self.sockets.own.sock)
+        trio.lowlevel.notify_closing(self.sockets.group.sock)
+        self.sockets.close()
+
+    async def _farewell(self) -> None:
+        """Leave as cancelled: the server is told, whatever ends this run."""
+        session = self.session
+        session.leave(Left.CANCELLED, trio.current_time())
+        while not session.over:
+            await trio.sleep_until(min(session.next_deadline(), trio.current_time() + 0.1))
+            session.handle_timers(trio.current_time())
+        self._send(trio.current_time())
+
+    def _send(self, now: float) -> None:
+        """Send what the session has to say; a full socket loses it, as a wire would."""
+        for datagram in self.session.take_outgoing(now):
+            if self._lossy is not None and self._lossy.loses():
+                continue
+            if not self._sender.send(datagram, len(datagram), self.session.server):
+                self._sender.forget()

@@ -1,0 +1,173 @@
+"""Reading ahead: the blocks of a round, straight into the slots they will be sent from."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from wdstransport.content.sources import Source
+from wdstransport.net.waiting import Worker
+from wdstransport.wire.batch import SlotBuffer
+from wdstransport.wire.security import Security
+
+__all__ = ["Chunk", "ReadAhead", "RepairSet"]
+
+_CHUNK_BYTES = 704 << 10
+_DEPTH = 4
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Consecutive blocks in one buffer, being read or ready to be sent."""
+
+    plan_number: int
+    first_block: int
+    count: int
+    buffer: SlotBuffer
+    ready: bool = False
+    sent: int = 0
+
+
+@dataclass(slots=True)
+class RepairSet:
+    """Blocks to be sent again, each under its sequence number; all of one length."""
+
+    items: list[tuple[int, int]]
+    buffer: SlotBuffer
+
+
+class ReadAhead:
+    """Keeps a few chunks ahead of the sender, read by a worker thread in large positioned reads.
+
+    The content's last block may be shorter than the others (MS-WDSMSI 2.2.2.2), so it stands in a buffer of
+    its own.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        block_size: int,
+        total_blocks: int,
+        session_id: int,
+        security: Security,
+        wake: Callable[[], None],
+    ) -> None:
+        self._source = source
+        self._block_size = block_size
+        self._total = total_blocks
+        self._session_id = session_id
+        self._security = security
+        self._last_len = source.size - (total_blocks - 1) * block_size if total_blocks else 0
+        self._slots = max(1, min(900, _CHUNK_BYTES // block_size))
+        self._plan_number = 0
+        self._cursor: Iterator[tuple[int, int]] = iter(())
+        self._chunks: deque[Chunk] = deque()
+        self._repairs: deque[RepairSet] = deque()
+        self._spare: dict[tuple[int, bool], list[SlotBuffer]] = {}
+        self.repairs_reading = 0
+        self.worker: Worker[Chunk | RepairSet, list[Chunk | RepairSet]] = Worker(
+            "wdstransport-reader", self._read, wake
+        )
+
+    def _buffer(self, slots: int, block_len: int, fw_lead: bool) -> SlotBuffer:
+        spare = self._spare.setdefault((block_len, fw_lead), [])
+        if spare:
+            return spare.pop()
+        return SlotBuffer(
+            slots, block_len, session_id=self._session_id, security=self._security, fw_lead=fw_lead
+        )
+
+    def _length(self, block: int) -> int:
+        return self._last_len if block == self._total else self._block_size
+
+    def _read(self, jobs: list[Chunk | RepairSet]) -> list[Chunk | RepairSet]:
+        """In the worker thread: fill the slots."""
+        for job in jobs:
+            if isinstance(job, Chunk):
+                offset = (job.first_block - 1) * self._block_size
+                self._source.read_into(job.buffer.payload[: job.count], offset)
+            else:
+                for place, (_, block) in enumerate(job.items):
+                    self._source.read_into(
+                        job.buffer.payload[place : place + 1], (block - 1) * self._block_size
+                    )
+        return jobs
+
+    def follow(self, plan_number: int, remaining: Sequence[tuple[int, int]]) -> None:
+        """Go on with a plan, or start reading a new one.
+
+        Args:
+            plan_number: the round's number.
+            remaining: the inclusive block ranges still to be sent in it, when it is new.
+        """
+        if plan_number != self._plan_number:
+            self._plan_number = plan_number
+            self._cursor = self._pieces(remaining)
+        while len(self._chunks) < _DEPTH:
+            piece = next(self._cursor, None)
+            if piece is None:
+                return
+            first, count = piece
+            length = self._length(first)
+            buffer = self._buffer(self._slots if first < self._total else 1, length, True)
+            chunk = Chunk(plan_number, first, count, buffer)
+            self._chunks.append(chunk)
+            self.worker.put(chunk)
+
+    def _pieces(self, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        for start, end in ranges:
+            whole_end = min(end, self._total - 1) if self._last_len != self._block_size else end
+            at = start
+            while at <= whole_end:
+                count = min(self._slots, whole_end - at + 1)
+                yield at, count
+                at += count
+            if end > whole_end:
+                yield self._total, 1
+
+    def collect(self) -> None:
+        """Take what the worker has finished.
+
+        Raises:
+            SourceChangedError: the content is not what it was.
+        """
+        while (jobs := self.worker.take()) is not None:
+            for job in jobs:
+                if isinstance(job, Chunk):
+                    job.ready = True
+                else:
+                    self._repairs.append(job)
+
+    def head(self) -> Chunk | None:
+        """The chunk to send from next, if it is read; chunks of an earlier plan are thrown away."""
+        while self._chunks and self._chunks[0].ready:
+            chunk = self._chunks[0]
+            if chunk.sent < chunk.count and chunk.plan_number == self._plan_number:
+                return chunk
+            self._chunks.popleft()
+            self._spare.setdefault((chunk.buffer.block_len, True), []).append(chunk.buffer)
+        return None
+
+    def request_repairs(self, items: list[tuple[int, int]]) -> None:
+        """Read blocks again, by sequence number and block."""
+        whole = [item for item in items if self._length(item[1]) == self._block_size]
+        short = [item for item in items if self._length(item[1]) != self._block_size]
+        for group in (whole, short):
+            if group:
+                length = self._length(group[0][1])
+                self.repairs_reading += len(group)
+                slots = 1 if length != self._block_size else 64
+                for start in range(0, len(group), slots):
+                    part = group[start : start + slots]
+                    self.worker.put(RepairSet(part, self._buffer(slots, length, False)))
+
+    def repairs(self) -> RepairSet | None:
+        """The oldest repairs that are read."""
+        return self._repairs.popleft() if self._repairs else None
+
+    def give_back(self, done: RepairSet) -> None:
+        """These repairs were sent; their buffer is free."""
+        self.repairs_reading -= len(done.items)
+        self._spare.setdefault((done.buffer.block_len, False), []).append(done.buffer)

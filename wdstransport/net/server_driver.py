@@ -1,0 +1,256 @@
+"""One server session on its socket: the pump that gives the core time, datagrams and content."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import trio
+
+from wdstransport.content.sources import Source
+from wdstransport.errors import ContentError, TransportError
+from wdstransport.net.batching import BatchReader, BatchSender, SlabPool
+from wdstransport.net.multicast import OpenSocket
+from wdstransport.net.pacing import Pacer
+from wdstransport.net.reading import Chunk, ReadAhead, RepairSet
+from wdstransport.net.waiting import Waiter
+from wdstransport.protocol.events import ServerSessionEvent
+from wdstransport.protocol.server_session import ServerSession
+from wdstransport.wire.security import Security
+from wdstransport.wire.transport import KickReason, OpCode
+
+__all__ = ["ServerDriver"]
+
+_READS_A_TURN = 64
+_SENDS_A_TURN = 8
+_HEADERS = 28  # IPv4 and UDP, which a rate counts too
+
+Address = tuple[str, int]
+
+
+class ServerDriver:
+    """Runs one session until it ends by itself, by an error of its content or by `close`.
+
+    Attributes:
+        session: the core.
+        data_bytes: content sent as ODATA.
+        repair_bytes: content sent again as RDATA.
+        error: why the session ended, when it was its content's fault.
+    """
+
+    def __init__(
+        self,
+        session: ServerSession,
+        source: Source,
+        opened: OpenSocket,
+        *,
+        group: Address,
+        block_size: int,
+        security: Security,
+        rate: float | None,
+        segment_ok: bool,
+        merge_ok: bool,
+        on_event: Callable[[ServerSessionEvent], None],
+    ) -> None:
+        self.session = session
+        self.source = source
+        self.group = group
+        self.block_size = block_size
+        self.data_bytes = 0
+        self.repair_bytes = 0
+        self.error: TransportError | None = None
+        self._sock = opened.sock
+        self._security = security
+        self._on_event = on_event
+        self._waiter = Waiter(opened.sock)
+        self._pool = SlabPool(1 << 18, 2)
+        self.reader = BatchReader(opened.sock, self._pool, merge_ok)
+        self.sender = BatchSender(opened.sock, segment_ok)
+        self._pacer = Pacer(rate)
+        self._ahead: ReadAhead | None = None
+        self._unsent: tuple[bytes | memoryview, int, Address] | None = None
+        self._control: list[tuple[bytes, Address | None]] = []
+        self._repair: RepairSet | None = None
+        self._closing_at = math.inf
+
+    def wake(self) -> None:
+        """Look at the session again: a call from outside changed it."""
+        self._waiter.wake()
+
+    def close(self, now: float, patience: float = 1.0) -> None:
+        """Tell every client (KICK) and end when they have left, at the latest after `patience` seconds."""
+        if self._closing_at == math.inf:
+            self._closing_at = now + patience
+            self.session.close(KickReason.FAIL, now)
+            self.wake()
+
+    async def run(self) -> None:
+        """Pump until the session is over; closes the socket and the source."""
+        self._ahead = ReadAhead(
+            self.source,
+            block_size=self.block_size,
+            total_blocks=self.session.total_blocks,
+            session_id=self.session.session_id,
+            security=self._security,
+            wake=self.wake,
+        )
+        try:
+            await self._pump(self._ahead)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._ahead.worker.close()
+            self.reader.close()
+            self._pool.close()
+            self._sock.close()
+            self.source.close()
+
+    async def _pump(self, ahead: ReadAhead) -> None:
+        busy = 0
+        while True:
+            now = trio.current_time()
+            received = self._receive(now)
+            self.session.handle_timers(now)
+            try:
+                ahead.collect()
+                ahead.follow(*self.session.plan)
+            except ContentError as error:
+                self.error = error
+                self.close(now)
+            sent = self._send(ahead, now)
+            self._emit()
+            closed = self._closing_at < math.inf and (now >= self._closing_at or not self.session.members)
+            if (closed or self.session.over) and self._unsent is None:
+                return
+            if sent or received:
+                busy += 1
+                if busy < 16:
+                    continue
+                busy = 0
+                await trio.lowlevel.checkpoint()
+                continue
+            busy = 0
+            if ahead.worker.about_to_sleep():
+                deadline = min(self.session.next_deadline(), self._closing_at, self._paced_until(ahead, now))
+                await self._waiter.wait(deadline, writable=self._unsent is not None)
+                ahead.worker.awake()
+
+    def _receive(self, now: float) -> bool:
+        for count in range(_READS_A_TURN):
+            batch = self.reader.read()
+            if batch is None:
+                return count > 0
+            self.session.receive(batch, now)
+            if batch.owner is not None:
+                batch.owner.release()
+        return True
+
+    def _emit(self) -> None:
+        for event in self.session.take_events():
+            self._on_event(event)
+
+    # ------------------------------------------------------------------ sending
+
+    def _paced_until(self, ahead: ReadAhead, now: float) -> float:
+        """When the pacer lets the next data out; infinity when there is none to send."""
+        if self._unsent is not None:
+            return math.inf
+        waiting = self._repair is not None or (ahead.head() is not None and self.session.sendable() > 0)
+        return self._pacer.ready_at(now) if waiting else math.inf
+
+    def _put(self, buffer: bytes | memoryview, segment: int, to: Address) -> bool:
+        """Send, or remember what the socket could not take yet."""
+        if self.sender.send(buffer, segment, to):
+            return True
+        self._unsent = (buffer, segment, to)
+        return False
+
+    def _send(self, ahead: ReadAhead, now: float) -> bool:
+        """Send what may leave now; whether anything did."""
+        if self._unsent is not None:
+            if not self.sender.send(*self._unsent):
+                return False
+            self._unsent = None
+        if not self._send_control(now):
+            return True
+        repairs = self.session.take_repairs(64)
+        if repairs:
+            ahead.request_repairs(repairs)
+        sent = bool(repairs)
+        for _ in range(_SENDS_A_TURN):
+            if self._pacer.ready_at(now) > now:
+                return sent
+            if not (self._send_repairs(ahead, now) or self._send_data(ahead, now)):
+                return sent
+            sent = True
+            if self._unsent is not None:
+                return False
+        return sent
+
+    def _send_control(self, now: float) -> bool:
+        """Send control packets; False when the socket is full."""
+        self._control.extend(self.session.take_outgoing(now))
+        while self._control:
+            datagram, to = self._control.pop(0)
+            if not self._put(datagram, len(datagram), to or self.group):
+                return False
+        return True
+
+    def _batch_limit(self, segment: int) -> int:
+        """Datagrams in one call: what a call carries, a quarter of the window, a burst of the rate."""
+        limit = max(1, min(44, 65_507 // segment, self.session.window // 4))
+        if self._pacer.burst_bytes is not None:
+            limit = max(1, min(limit, self._pacer.burst_bytes // (segment + _HEADERS)))
+        return limit
+
+    def _send_data(self, ahead: ReadAhead, now: float) -> bool:
+        chunk: Chunk | None = ahead.head()
+        if chunk is None:
+            return False
+        limit = min(self._batch_limit(chunk.buffer.segment), chunk.count - chunk.sent)
+        run = self.session.take_odata(limit, now)
+        if run is None:
+            return False
+        assert run.first_block == chunk.first_block + chunk.sent
+        datagrams = chunk.buffer.fill(
+            chunk.sent,
+            run.count,
+            op_code=OpCode.ODATA,
+            sender_time=int(now * 1000),
+            client_id=self.session.master_client_id,
+            odata_seq_no=np.arange(run.first_seq, run.first_seq + run.count, dtype=np.uint64),
+            trail_odata_seq_no=self.session.trail,
+            block_number=np.arange(run.first_block, run.first_block + run.count, dtype=np.uint64),
+            previous_lead=run.previous_lead,
+        )
+        chunk.sent += run.count
+        self.data_bytes += run.count * chunk.buffer.block_len
+        self._pacer.spend(len(datagrams) + run.count * _HEADERS, now)
+        self._put(datagrams, chunk.buffer.segment, self.group)
+        return True
+
+    def _send_repairs(self, ahead: ReadAhead, now: float) -> bool:
+        """Send a set of repairs that is read; its buffer is free once the next set's turn comes."""
+        if self._repair is not None:
+            ahead.give_back(self._repair)
+            self._repair = None
+        repair = ahead.repairs()
+        if repair is None:
+            return False
+        count = len(repair.items)
+        numbers = np.array(repair.items, dtype=np.uint64)
+        datagrams = repair.buffer.fill(
+            0,
+            count,
+            op_code=OpCode.RDATA,
+            sender_time=int(now * 1000),
+            client_id=self.session.master_client_id,
+            odata_seq_no=numbers[:, 0],
+            trail_odata_seq_no=min(self.session.trail, int(numbers[:, 0].min())),
+            block_number=numbers[:, 1],
+        )
+        self._repair = repair
+        self.repair_bytes += count * repair.buffer.block_len
+        self._pacer.spend(len(datagrams) + count * _HEADERS, now)
+        self._put(datagrams, repair.buffer.segment, self.group)
+        return True

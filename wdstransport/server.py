@@ -1,0 +1,474 @@
+"""Serving, for programs that run on trio: `TransportServer` offers namespaces and runs their sessions."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import socket
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from wdstransport.content.namespaces import Namespace
+from wdstransport.content.sources import Source
+from wdstransport.errors import (
+    ClosedError,
+    ContentError,
+    ContentNotFoundError,
+    TransportError,
+    UsageError,
+)
+from wdstransport.net.batching import probe_merging, probe_segmentation
+from wdstransport.net.client_setup import MODES
+from wdstransport.net.initiation import InitiationListener
+from wdstransport.net.interfaces import Endpoint, Interface, family_of, find_interface
+from wdstransport.net.serving import Place, ServedSession, SessionPlaces, SessionSettings, open_session
+from wdstransport.net.waiting import open_tasks
+from wdstransport.observe.events import RequestRefused, ServerEvent, ServerListening, SessionOpened, Warned
+from wdstransport.observe.statistics import ServerStatistics
+from wdstransport.protocol.server_transport import DemoteTarget
+from wdstransport.wire.initiation import ErrorReply, InitiationPacket, Reply, Request
+from wdstransport.wire.transport import KickReason
+
+__all__ = ["TransportServer"]
+
+_FILE_NOT_FOUND, _PATH_NOT_FOUND, _READ_FAULT, _TOO_MANY_SESSIONS = 2, 3, 30, 69
+
+_Key = tuple[str, str, str, int]
+"""Namespace, content, local address and level; level 1 is the slower session of DEMOTE."""
+
+
+class TransportServer:
+    """Offers contents over UDP (MS-WDSMSI 3.1.5.3) and streams each to whoever joins.
+
+    Opening puts it into its active state: when `open` returns, it listens and accepts clients. Closing tells
+    every client (KICK) and stops listening; there are no client-left events for these, since the caller did
+    it. A closed server cannot be opened again.
+
+        async with TransportServer([DirectoryNamespace("images", "/srv/images")]) as server:
+            await server.wait_completed(30)
+    """
+
+    def __init__(
+        self,
+        namespaces: Sequence[Namespace] = (),
+        *,
+        interface: str | None = None,
+        port: int = 5041,
+        group: str | None = None,
+        session_ports: tuple[int, int] | None = None,
+        min_clients: int = 1,
+        max_wait: float | None = None,
+        block_size: int | None = None,
+        security: str = "checksum",
+        rate: float | None = None,
+        ttl: int = 1,
+        max_sessions: int = 64,
+        on_event: Callable[[ServerEvent], None] | None = None,
+    ) -> None:
+        """Set the server up; nothing is opened yet.
+
+        Args:
+            namespaces: what to offer.
+            interface: name or address to serve on; None for every interface, each client by the one that it
+                asked on.
+            port: UDP port for requests (MS-WDSMSI 1.9).
+            group: multicast address of the first session; each further one takes the next. None for one of
+                the administratively scoped ones.
+            session_ports: lowest and highest UDP port for sessions; None lets the system choose.
+            min_clients: how many must have joined before sending starts (1: with the first, AutoCast).
+            max_wait: seconds after the first client when sending starts all the same; None: no limit.
+            block_size: bytes; None for the largest that fits the interface's MTU.
+            security: checksum or none.
+            rate: bytes per second, IP headers included, of each session; None: unlimited.
+            ttl: how many networks the group's packets may cross.
+            max_sessions: contents in delivery at a time.
+            on_event: called with each `ServerEvent`, in the trio thread.
+
+        Raises:
+            UsageError: an argument that cannot be.
+        """
+        if security not in MODES:
+            raise UsageError(f"security is one of {', '.join(MODES)}, not {security!r}")
+        if min_clients < 1:
+            raise UsageError(f"at least 1 client, not {min_clients}")
+        if block_size is not None and not 1 <= block_size <= 65_000:
+            raise UsageError(f"a block has 1 to 65,000 bytes, not {block_size}")
+        self._namespaces: dict[str, Namespace] = {}
+        self._interface_name = interface
+        self._port = port
+        self._tell = on_event or (lambda event: None)
+        self._settings = SessionSettings(
+            security=MODES[security],
+            block_size=block_size,
+            rate=rate,
+            ttl=ttl,
+            min_clients=min_clients,
+            max_wait=max_wait,
+        )
+        self._places = SessionPlaces(group, session_ports)
+        self._max_sessions = max_sessions
+        self._sessions: dict[_Key, ServedSession] = {}
+        self._opening: dict[_Key, trio.Event] = {}
+        self._listeners: list[InitiationListener] = []
+        self._state = "new"
+        self._start = 0.0
+        self._requests = 0
+        self._refused = 0
+        self._completed = 0
+        self._completion = trio.Condition()
+        self._rng = random.Random(secrets.randbits(128))
+        self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
+        self._nursery: trio.Nursery | None = None
+        self._features = {
+            "segmentation": "UDP_SEGMENT" if probe_segmentation(socket.AF_INET) else "one by one",
+            "merging": "UDP_GRO" if probe_merging(socket.AF_INET) else "one by one",
+            "pacing": "none" if rate is None else "own",
+        }
+        for namespace in namespaces:
+            self.add_namespace(namespace)
+
+    def add_namespace(self, namespace: Namespace) -> None:
+        """Offer another namespace, also while open.
+
+        Raises:
+            UsageError: there is one of that name.
+        """
+        if namespace.name in self._namespaces:
+            raise UsageError(f"there is a namespace {namespace.name!r} already; give this one another name")
+        self._namespaces[namespace.name] = namespace
+
+    # ------------------------------------------------------------------ open and close
+
+    async def __aenter__(self) -> Self:
+        manager = self._nursery_manager = open_tasks()
+        nursery = await manager.__aenter__()
+        try:
+            await self.open(nursery)
+        except BaseException as error:
+            await manager.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        assert self._nursery_manager is not None
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 2.0):
+            await self.close()
+        assert self._nursery is not None
+        self._nursery.cancel_scope.cancel()
+        return await self._nursery_manager.__aexit__(kind, error, trace)
+
+    async def open(self, nursery: trio.Nursery) -> None:
+        """Listen; from when this returns, clients are accepted. `async with` does it, too.
+
+        Args:
+            nursery: where the server's tasks run; it must outlive the server.
+
+        Raises:
+            ClosedError: it was closed before.
+            UsageError: it is open, or there is no such interface.
+            TransportError: the port is taken.
+        """
+        if self._state == "closed":
+            raise ClosedError("a closed server cannot be opened again; make a new one")
+        if self._state == "open":
+            raise UsageError("the server is open already")
+        self._start = trio.current_time()
+        interface: Interface | None = None
+        if self._interface_name is not None:
+            interface = await trio.to_thread.run_sync(find_interface, self._interface_name)
+        for address, family in self._listen_on(interface):
+            try:
+                self._listeners.append(InitiationListener(address, self._port, family))
+            except TransportError:
+                if family == socket.AF_INET6 and self._listeners:
+                    continue  # a machine without IPv6 serves IPv4
+                for listener in self._listeners:
+                    listener.close()
+                self._listeners.clear()
+                raise
+            if self._port == 0:
+                self._port = self._listeners[0].address[1]
+        self._nursery = nursery
+        self._state = "open"
+        for listener in self._listeners:
+            nursery.start_soon(listener.serve, self._answer)
+        self._tell(
+            ServerListening(
+                seconds=0.0,
+                address=self._listeners[0].address,
+                interface=str(interface) if interface is not None else "all",
+                namespaces=tuple(self._namespaces),
+            )
+        )
+
+    def _listen_on(self, interface: Interface | None) -> list[tuple[str | None, int]]:
+        if interface is None:
+            return [(None, socket.AF_INET), (None, socket.AF_INET6)]
+        name = self._interface_name or ""
+        try:
+            return [(name, family_of(name))]
+        except UsageError:
+            pass
+        found: list[tuple[str | None, int]] = [(host, socket.AF_INET) for host in interface.ipv4[:1]]
+        found += [(host, socket.AF_INET6) for host in interface.ipv6[:1]]
+        if not found:
+            raise UsageError(f"interface {interface} has no address to serve on; give it one")
+        return found
+
+    async def close(self) -> None:
+        """Disconnect every client (KICK) and stop listening; a second close does nothing.
+
+        Returns when every client has left or after a second at the latest.
+        """
+        if self._state != "open":
+            self._state = "closed"
+            return
+        self._state = "closed"
+        for listener in self._listeners:
+            listener.close()
+        now = trio.current_time()
+        sessions = list(self._sessions.values())
+        for served in sessions:
+            served.close(now)
+        for served in sessions:
+            await served.ended.wait()
+        async with self._completion:
+            self._completion.notify_all()
+
+    @property
+    def port(self) -> int:
+        """The UDP port for requests, once open."""
+        return self._port
+
+    @property
+    def address(self) -> Endpoint:
+        """Where requests are listened for, once open."""
+        if not self._listeners:
+            raise UsageError("the server is not open")
+        return self._listeners[0].address
+
+    # ------------------------------------------------------------------ requests
+
+    async def _answer(self, request: Request, source: Endpoint, local: str) -> InitiationPacket | None:
+        """MS-WDSMSI 3.1.5.3."""
+        self._requests += 1
+        try:
+            namespace = self._namespaces.get(request.namespace)
+            if namespace is None:
+                return self._refuse(request, source, _PATH_NOT_FOUND)
+            place = await trio.to_thread.run_sync(self._places.locate, local, bool(request.ipv6_capable))
+            served = await self._session(namespace, request.content, place, 0)
+            if served is None:
+                return self._refuse(request, source, _TOO_MANY_SESSIONS)
+        except ContentNotFoundError:
+            return self._refuse(request, source, _FILE_NOT_FOUND)
+        except ContentError as error:
+            self._warn(str(error))
+            return self._refuse(request, source, _READ_FAULT)
+        except TransportError as error:
+            self._warn(f"request of {source[0]} for {request.content!r} not answered: {error}")
+            return None
+        return served.offer()
+
+    def _refuse(self, request: Request, source: Endpoint, code: int) -> ErrorReply:
+        self._refused += 1
+        self._tell(
+            RequestRefused(
+                seconds=self._seconds(),
+                address=source,
+                namespace=request.namespace,
+                content=request.content,
+                code=code,
+            )
+        )
+        return ErrorReply(code)
+
+    def _warn(self, message: str) -> None:
+        self._tell(Warned(seconds=self._seconds(), message=message))
+
+    def _seconds(self) -> float:
+        return trio.current_time() - self._start
+
+    async def _session(
+        self, namespace: Namespace, content: str, place: Place, level: int, rate: float | None = None
+    ) -> ServedSession | None:
+        """The session that delivers a content at a place; a new one if there is none. None when full."""
+        key = (namespace.name, content, place.address, level)
+        while key in self._opening:
+            await self._opening[key].wait()
+        served = self._sessions.get(key)
+        if served is not None and await served.is_current():
+            return served
+        self._opening[key] = trio.Event()
+        try:
+            if len(self._sessions) >= self._max_sessions and not self._evict():
+                return None
+            source: Source = await trio.to_thread.run_sync(namespace.open, content)
+            try:
+                served = open_session(
+                    source,
+                    namespace=namespace.name,
+                    content=content,
+                    place=place,
+                    places=self._places,
+                    settings=self._settings if rate is None else self._settings.slower(rate),
+                    session_id=self._new_session_id(),
+                    rng=self._rng,
+                    start=self._start,
+                    tell=self._tell,
+                    completed=self._count_completed,
+                )
+            except BaseException:
+                source.close()
+                raise
+            self._sessions[key] = served
+            assert self._nursery is not None
+            self._nursery.start_soon(self._run, key, served)
+        finally:
+            self._opening.pop(key).set()
+        offer = served.offer()
+        self._tell(
+            SessionOpened(
+                seconds=self._seconds(),
+                session_id=offer.session_id,
+                namespace=namespace.name,
+                content=content,
+                size=offer.content_size,
+                block_size=offer.block_size,
+                total_blocks=offer.total_blocks,
+                group=served.group,
+                address=served.address,
+                interface=str(place.interface),
+            )
+        )
+        for warning in served.warnings:
+            self._warn(warning)
+        return served
+
+    def _evict(self) -> bool:
+        """End the oldest session that nobody has joined or that everybody has left."""
+        for key, served in self._sessions.items():
+            if not served.driver.session.members:
+                served.close(trio.current_time())
+                del self._sessions[key]
+                return True
+        return False
+
+    def _new_session_id(self) -> int:
+        taken = {served.driver.session.session_id for served in self._sessions.values()}
+        while (session_id := self._rng.getrandbits(32)) in taken or not session_id:
+            pass
+        return session_id
+
+    async def _run(self, key: _Key, served: ServedSession) -> None:
+        try:
+            await served.run()
+        finally:
+            if self._sessions.get(key) is served:
+                del self._sessions[key]
+
+    def _count_completed(self) -> None:
+        self._completed += 1
+        assert self._nursery is not None
+        self._nursery.start_soon(self._notify_completed)
+
+    async def _notify_completed(self) -> None:
+        async with self._completion:
+            self._completion.notify_all()
+
+    async def wait_completed(self, count: int) -> None:
+        """Wait until `count` clients have left with everything; also ends when the server is closed."""
+        async with self._completion:
+            while self._completed < count and self._state == "open":
+                await self._completion.wait()
+
+    # ------------------------------------------------------------------ what an administrator does
+
+    def kick(self, session_id: int, client_id: int, reason: KickReason = KickReason.FAIL) -> None:
+        """Remove a client (MS-WDSMT 3.1.5.6).
+
+        Raises:
+            UsageError: no such session, or no such active client in it.
+        """
+        served = self._find(session_id)
+        if not served.driver.session.kick(client_id, reason, trio.current_time()):
+            raise UsageError(f"session {session_id} has no active client {client_id}")
+        served.driver.wake()
+
+    async def demote(self, session_id: int, client_id: int, rate: float | None = None) -> int:
+        """Send a client to a slower session of the same content (MS-WDSMT 3.1.5.10).
+
+        Args:
+            session_id: where it is.
+            client_id: which.
+            rate: bytes per second of the slower session, if it does not exist yet; None for half of what
+                this one may send or is sending.
+
+        Returns:
+            The slower session's id.
+
+        Raises:
+            UsageError: no such session or client, a client that cannot be demoted, or a session that
+                is the slowest already.
+        """
+        key, served = next(
+            (
+                (key, served)
+                for key, served in self._sessions.items()
+                if served.driver.session.session_id == session_id
+            ),
+            (None, None),
+        )
+        if key is None or served is None:
+            raise UsageError(f"there is no session {session_id}")
+        record = served.driver.session.transport.clients.active.get(client_id)
+        if record is None:
+            raise UsageError(f"session {session_id} has no active client {client_id}")
+        if not record.supports_demote:
+            raise UsageError(f"client {client_id} does not support being demoted; kick it instead")
+        if key[3]:
+            raise UsageError(f"session {session_id} is the slowest already")
+        if rate is None:
+            rate = (self._settings.rate or served.statistics().bytes_per_second or 10e6) / 2
+        lower = await self._session(self._namespaces[key[0]], key[1], served.place, 1, rate)
+        if lower is None:
+            raise UsageError("too many sessions for one more")
+        offer: Reply = lower.offer()
+        target = DemoteTarget(
+            offer.session_id,
+            offer.multicast_address,
+            offer.multicast_port,
+            offer.server_address,
+            offer.server_port,
+        )
+        served.driver.session.demote(client_id, target, trio.current_time())
+        served.driver.wake()
+        return offer.session_id
+
+    def _find(self, session_id: int) -> ServedSession:
+        for served in self._sessions.values():
+            if served.driver.session.session_id == session_id:
+                return served
+        raise UsageError(f"there is no session {session_id}")
+
+    def statistics(self) -> ServerStatistics:
+        """A snapshot of everything."""
+        dropped: Counter[str] = Counter()
+        for listener in self._listeners:
+            dropped.update(listener.dropped)
+        return ServerStatistics(
+            seconds=self._seconds(),
+            sessions=tuple(served.statistics() for served in self._sessions.values()),
+            requests=self._requests,
+            refused=self._refused,
+            completed=self._completed,
+            dropped=dict(dropped),
+            features=dict(self._features),
+        )
