@@ -1,0 +1,172 @@
+"""`deploy-image receive`: one image, with its progress and an exit code that says how it ended."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import trio
+
+import wdstransport
+from cli.render import Row, Section, View, endpoint, open_screen
+from cli.run import HumanOutput, JsonOutput, Output, Post, run
+from wdstransport import progress
+
+__all__ = ["ReceiveNarrator", "ReceiveOptions", "run_receive"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiveOptions:
+    """What was asked for on the command line. Times are seconds, shares 0 to 1."""
+
+    content: str
+    target: str
+    server: str
+    namespace: str = "images"
+    interface: str | None = None
+    port: int = 5041
+    security: str = "checksum"
+    timeout: float = 30.0
+    force: bool = False
+    json: bool = False
+    verbose: bool = False
+    drop_share: float = 0.0
+    drop_seed: int = 0
+
+
+def run_receive(options: ReceiveOptions) -> int:
+    """Receive one image; the exit code."""
+    # Standard output carries the image when the target is "-": whatever is said goes beside it.
+    stream: TextIO = sys.stderr if options.target == "-" else sys.stdout
+    output: Output = (
+        JsonOutput(stream) if options.json else HumanOutput(open_screen(stream), ReceiveNarrator(options))
+    )
+
+    async def work(post: Post) -> None:
+        if options.target == "-" and sys.stdout.isatty():
+            raise wdstransport.UsageError(
+                "The image would go to this terminal, because TARGET is - and standard output is not "
+                f"redirected. Redirect it ({_typed(options)} > FILE), or name a file as TARGET."
+            )
+        try:
+            result = await wdstransport.receive(
+                options.content,
+                options.target,
+                server=options.server,
+                namespace=options.namespace,
+                interface=options.interface,
+                port=options.port,
+                security=options.security,
+                timeout=options.timeout,
+                force=options.force,
+                on_event=post,
+                drop_share=options.drop_share,
+                drop_seed=options.drop_seed,
+            )
+        except trio.Cancelled:
+            part = Path(f"{options.target}.part")
+            if part.exists():
+                post(f"What arrived is kept in {part}.")
+            raise
+        post(result)
+
+    # On one stream NDJSON and prose do not mix: there the error event has the message.
+    return run(work, output, complain=not (options.json and stream is sys.stderr))
+
+
+def _typed(options: ReceiveOptions) -> str:
+    return f"deploy-image receive {options.content} - --server {options.server}"
+
+
+class ReceiveNarrator:
+    """A receiver's events in human terms. Its first line says server, interface and group."""
+
+    def __init__(self, options: ReceiveOptions) -> None:
+        self._options = options
+        self._held: list[str] | None = []
+        self._initiated: wdstransport.Initiated | None = None
+        self._progress: wdstransport.Progress | None = None
+        self._meter = progress.RateMeter()
+
+    def tell(self, item: object) -> Iterable[str | View]:
+        """See `Narrator.tell`."""
+        match item:
+            case wdstransport.Initiated():
+                self._initiated = item
+                yield from self._tell_initiated(item)
+                yield from self._release()
+            case wdstransport.Warned():
+                yield from self._hold(f"warning: {item.message}")
+            case wdstransport.JoinedSession():
+                if self._options.verbose:
+                    yield f"Joined as client {item.client_id}"
+                yield self._view()
+            case wdstransport.Progress():
+                self._progress = item
+                self._meter.add(item.seconds, item.stored)
+                yield self._view()
+            case wdstransport.Finished():
+                yield from self._release()
+            case wdstransport.ReceiveResult():
+                yield from self._tell_result(item)
+
+    def farewell(self) -> Iterable[str]:
+        """See `Narrator.farewell`."""
+        return self._release()
+
+    def _hold(self, text: str) -> Iterator[str]:
+        if self._held is None:
+            yield text
+        else:
+            self._held.append(text)
+
+    def _release(self) -> Iterator[str]:
+        held, self._held = self._held, None
+        yield from held or ()
+
+    def _tell_initiated(self, event: wdstransport.Initiated) -> Iterator[str]:
+        yield (
+            f"Receiving {self._options.namespace}/{self._options.content} "
+            f"({progress.format_bytes(event.size)}) from {endpoint(event.server)} on {event.interface}, "
+            f"group {endpoint(event.group)}"
+        )
+        if self._options.verbose:
+            yield f"Session {event.session_id}: {event.total_blocks} blocks of {event.block_size} bytes"
+
+    def _view(self) -> View:
+        title = f"{self._options.namespace}/{self._options.content}"
+        now = self._progress
+        if now is None:
+            waiting = "joined, waiting for the first block"
+            return View((Section(title, (), waiting),), waiting)
+        left = now.total - now.stored
+        state = "receiving" if left else "flushing"
+        share = now.stored / now.total if now.total else 1.0
+        # The event's rate is of a moment, and a column of figures that jump cannot be read.
+        rate = self._meter.rate(now.seconds)
+        eta = progress.format_duration(progress.remaining_seconds(left, rate))
+        totals = f"{progress.format_bytes(now.stored)} of {progress.format_bytes(now.total)}, ETA {eta}"
+        server = endpoint(self._initiated.server) if self._initiated else self._options.server
+        row = Row(self._options.target, server, share, rate, now.loss, state)
+        summary = (
+            f"{state} {progress.format_share(share)}, {totals}, "
+            f"{progress.format_rate(rate)}, loss {progress.format_loss(now.loss)}"
+        )
+        if self._options.verbose:
+            summary += f", {now.duplicates} duplicate, {now.refused} refused, {now.dropped} dropped"
+        return View((Section(title, (row,), totals),), summary)
+
+    def _tell_result(self, result: wdstransport.ReceiveResult) -> Iterator[str]:
+        where = "standard output" if self._options.target == "-" else result.target
+        yield (
+            f"Done: {progress.format_bytes(result.size)} in {progress.format_duration(result.seconds)}, "
+            f"{progress.format_rate(result.bytes_per_second)}, loss {progress.format_loss(result.loss)}, "
+            f"to {where}"
+        )
+        if self._options.verbose:
+            yield f"{result.duplicates} duplicate blocks, {result.refused} refused because storing was behind"
+            reasons = ", ".join(f"{reason} {count}" for reason, count in result.dropped.items())
+            yield f"Datagrams dropped: {reasons or 'none'}"

@@ -1,0 +1,236 @@
+"""What all commands share: signals, exit codes, and output that never holds up the packets.
+
+Events are queued by whoever has them and written by one worker thread at a time: a terminal that was stopped,
+or a reader of NDJSON that is slow, delays what is shown and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Protocol, TextIO
+
+import trio
+
+import wdstransport
+from cli import ndjson
+from cli.render import Screen, View, printable
+
+__all__ = ["INTERRUPTED", "HumanOutput", "JsonOutput", "Narrator", "Output", "Post", "run"]
+
+INTERRUPTED = 130
+"""Exit code after SIGINT and SIGTERM: what shells give for SIGINT."""
+
+Post = Callable[[object], None]
+"""Hands an event, a snapshot, a `View` or a line of text to the output. Never blocks."""
+
+_BACKLOG = 512
+"""Items that may wait; beyond it, snapshots are left out, since newer ones are coming. Events never are."""
+
+_STUCK = 2.0
+"""Seconds that an interrupted command waits for an output that takes nothing."""
+
+_SUPERSEDED = (wdstransport.ServerStatistics, wdstransport.Progress, View)
+
+
+class Narrator(Protocol):
+    """Says in human terms what an item means."""
+
+    def tell(self, item: object) -> Iterable[str | View]:
+        """Lines and views for one item."""
+
+    def farewell(self) -> Iterable[str]:
+        """Lines for the end."""
+
+
+class Output(Protocol):
+    """Takes items one by one, in a worker thread."""
+
+    def show(self, item: object) -> None:
+        """Write one item."""
+
+    def close(self) -> None:
+        """Write what is left; leave the terminal as it was."""
+
+
+class JsonOutput:
+    """NDJSON on a stream."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def show(self, item: object) -> None:
+        """See `Output.show`. Lines of text are for people and are left out."""
+        if type(item) in ndjson.TYPES:
+            self._stream.write(ndjson.encode(item) + "\n")
+            self._stream.flush()
+
+    def close(self) -> None:
+        """See `Output.close`."""
+
+
+class HumanOutput:
+    """Lines and tables on a screen."""
+
+    def __init__(self, screen: Screen, narrator: Narrator) -> None:
+        self._screen = screen
+        self._narrator = narrator
+
+    def show(self, item: object) -> None:
+        """See `Output.show`."""
+        if isinstance(item, (str, View)):
+            self._put(item)
+            return
+        for piece in self._narrator.tell(item):
+            self._put(piece)
+
+    def close(self) -> None:
+        """See `Output.close`."""
+        self._screen.close()
+        for text in self._narrator.farewell():
+            self._screen.line(text)
+
+    def _put(self, piece: str | View) -> None:
+        if isinstance(piece, View):
+            self._screen.view(piece)
+        else:
+            self._screen.line(piece)
+
+
+def run(work: Callable[[Post], Awaitable[None]], output: Output, *, complain: bool = True) -> int:
+    """Run `work` until it ends, fails or a signal comes; the exit code.
+
+    On SIGINT and SIGTERM `work` is cancelled: its clean-up tells the other side (LEAVE, or KICK from a
+    server). A second signal ends the process without that. With `complain`, what went wrong is said on
+    standard error.
+    """
+    command = _Command(work, output)
+    try:
+        trio.run(command.main)
+    except* KeyboardInterrupt:
+        command.interrupted = True
+        command.code = INTERRUPTED
+    finally:
+        if command.stuck and command.interrupted:
+            # The thread that hangs in write() would hang the interpreter's own flush at its exit as well.
+            os._exit(INTERRUPTED)
+    for text in command.complaints if complain else ():
+        print("\n".join(printable(line) for line in text.splitlines()), file=sys.stderr, flush=True)
+    return command.code
+
+
+class _Command:
+    def __init__(self, work: Callable[[Post], Awaitable[None]], output: Output) -> None:
+        self._work = work
+        self._output = output
+        self._send, self._receive = trio.open_memory_channel[object](math.inf)
+        self._working = trio.CancelScope()
+        self._writing = trio.CancelScope()
+        self._worked = False
+        self._signal = ""
+        self.code = 0
+        self.interrupted = False
+        self.stuck = False
+        self.complaints: list[str] = []
+
+    async def main(self) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._watch_signals)
+            with self._writing:
+                async with trio.open_nursery() as writers:
+                    writers.start_soon(self._write)
+                    with self._working:
+                        await self._supervise()
+                    self._worked = True
+                    if self.interrupted:
+                        self._post(ndjson.Interrupted(signal=self._signal, exit_code=INTERRUPTED))
+                        self._limit_writing()
+                    self._send.close()
+            nursery.cancel_scope.cancel()
+
+    def _limit_writing(self) -> None:
+        self._writing.deadline = trio.current_time() + _STUCK
+
+    def _post(self, item: object) -> None:
+        if isinstance(item, _SUPERSEDED) and self._send.statistics().current_buffer_used > _BACKLOG:
+            return
+        # Broken: the output is lost, and the work is being cancelled for it.
+        with contextlib.suppress(trio.BrokenResourceError):
+            self._send.send_nowait(item)
+
+    async def _supervise(self) -> None:
+        try:
+            await self._work(self._post)
+        except* wdstransport.TransportError as group:
+            error = next(_leaves(group))
+            self.code = self.code or error.exit_code
+            self.complaints.append(f"deploy-image: {ndjson.message_of(error)}")
+            if not self.interrupted:
+                self._post(ndjson.report_error(error))
+
+    async def _watch_signals(self, task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for number in signals:
+                self._signal = signal.Signals(number).name
+                self.interrupted = True
+                self.code = INTERRUPTED
+                self.complaints.append(
+                    f"deploy-image: interrupted by {self._signal}; whoever was connected has been told."
+                )
+                self._working.cancel()
+                if self._worked:
+                    self._limit_writing()
+                return
+
+    async def _write(self) -> None:
+        try:
+            async with self._receive:
+                async for item in self._receive:
+                    await self._in_thread(self._output.show, item)
+            await self._in_thread(self._output.close)
+        except OSError as error:
+            self._lose_output(error)
+        except trio.Cancelled:
+            if not self.stuck:
+                self._output.close()
+            raise
+
+    async def _in_thread(self, function: Callable[..., None], *arguments: object) -> None:
+        self.stuck = True
+        try:
+            await trio.to_thread.run_sync(function, *arguments, abandon_on_cancel=True)
+        except Exception:
+            self.stuck = False
+            raise
+        self.stuck = False
+
+    def _lose_output(self, error: OSError) -> None:
+        self._working.cancel()
+        self.code = self.code or 1
+        if not isinstance(error, BrokenPipeError):
+            self.complaints.append(f"deploy-image: cannot write the output: {error.strerror or error}")
+        # What is still buffered can go nowhere; without this the interpreter complains about it at its exit.
+        for stream in (sys.stdout, sys.stderr):
+            _divert(stream)
+
+
+def _leaves(group: BaseExceptionGroup[wdstransport.TransportError]) -> Iterator[wdstransport.TransportError]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _divert(stream: TextIO) -> None:
+    try:
+        stream.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from cli import children
+from cli.deploy_image import app, main
+
+OPTIONS = {
+    "serve": (
+        "--namespace --interface --port --group --session-ports --min-clients --max-wait --block-size "
+        "--security --rate --ttl --exit-when-done --json --verbose"
+    ),
+    "receive": "--server --namespace --interface --port --security --timeout --force --json --verbose",
+    "demo": "--clients --loss --size",
+}
+
+
+def help_of(*words: str) -> str:
+    result = CliRunner().invoke(
+        app, [*words, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    )
+    assert result.exit_code == 0
+    return " ".join(re.sub(r"[\u2500-\u257f]", " ", result.output).split())
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_every_option_of_the_documentation_is_in_the_help(command):
+    text = help_of(command)
+    for option in OPTIONS[command].split():
+        assert option in text
+
+
+def test_the_help_lists_every_exit_code():
+    text = help_of()
+    for code in (
+        "0 done",
+        "2 usage",
+        "3 no such content",
+        "5 nobody answered",
+        "7 storage",
+        "130 interrupted",
+    ):
+        assert code in text
+
+
+def test_the_help_says_that_a_rate_is_bits():
+    assert "900M means 900 Mbit/s" in help_of("serve")
+
+
+def test_options_for_the_demo_alone_are_not_in_the_help():
+    assert "--drop-" not in help_of("receive")
+
+
+def test_without_a_command_the_help_is_shown():
+    result = CliRunner().invoke(app, [])
+    assert "serve" in result.output
+    assert result.exit_code == 2
+
+
+def test_the_help_comes_without_the_packages_that_move_packets():
+    code = (
+        "import sys, cli.deploy_image\n"
+        "print([name for name in ('trio', 'numpy', 'construct', 'wdstransport') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env=children.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_name_that_the_terminal_cannot_show_does_not_end_the_program(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "argv", ["deploy-image", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    stream.write("b\u00fcro")
+    stream.flush()
+    assert stream.buffer.getvalue().endswith(b"b\\xfcro")
