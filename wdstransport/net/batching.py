@@ -237,13 +237,11 @@ class BatchSender:
         self.lost = 0
         self.errors: Counter[str] = Counter()
         self._sock = sock
-        self._segment = 0
-        self._room = 0
-        self._ancillary: tuple[tuple[int, int, bytes], ...] = ()
         self._zoned = sock.family == socket.AF_INET6
         self._addresses: dict[tuple[str, int], tuple[str, int, int, int]] = {}
         self._unfinished: tuple[object, int, tuple[str, int]] | None = None
         self._offset = 0
+        self._prepare(DATAGRAM_LIMIT)
 
     def send(
         self, buffer: bytes | bytearray | memoryview, segment: int, destination: tuple[str, int]
@@ -334,9 +332,7 @@ class BatchSender:
                 if error is None:
                     self._call(part, segment, address)
             except BlockingIOError:
-                self._unfinished = this
-                self._offset = offset
-                return False
+                return self._stop(this, offset)
             except OSError as failure:
                 error = failure
             if error is not None and len(part) > segment and error.errno in _REFUSES_SEGMENTATION:
@@ -346,9 +342,7 @@ class BatchSender:
                 try:
                     self._call(alone, segment, address)
                 except BlockingIOError:
-                    self._unfinished = this
-                    self._offset = offset
-                    return False
+                    return self._stop(this, offset)
                 except OSError as failure:
                     error = failure
                 else:
@@ -371,6 +365,13 @@ class BatchSender:
             error = None
             offset += len(part)
         return True
+
+    def _stop(self, this: tuple[object, int, tuple[str, int]], offset: int) -> bool:
+        # What has not begun needs no memory, and must not push out the memory of what has.
+        if offset:
+            self._unfinished = this
+            self._offset = offset
+        return False
 
     def _call(
         self, part: memoryview, segment: int, address: tuple[str, int] | tuple[str, int, int, int]

@@ -172,7 +172,8 @@ class ClientDriver:
             worked = self._collect(now)
             if self._own_ready:
                 self._read_own(now)
-            worked |= self._read_group(now)
+            worked |= self._read_group()
+            now = trio.current_time()
             session.handle_timers(now)
             self._events(now)
             self._send(now)
@@ -224,8 +225,10 @@ class ClientDriver:
             self._stalled_since = now
         return now - self._stalled_since >= _PATIENCE
 
-    def _read_group(self, now: float) -> bool:
+    def _read_group(self) -> bool:
         for count in range(_READS_A_TURN):
+            # A turn can be long: a packet's time of arrival goes back to the server as BackOff.
+            now = trio.current_time()
             if not self._may_read(now):
                 return count > 0
             batch = self.reader.read()

@@ -108,8 +108,8 @@ class ServerDriver:
     async def _pump(self, ahead: ReadAhead) -> None:
         busy = 0
         while True:
+            received = self._receive()
             now = trio.current_time()
-            received = self._receive(now)
             self.session.handle_timers(now)
             try:
                 ahead.collect()
@@ -135,12 +135,12 @@ class ServerDriver:
                 await self._waiter.wait(deadline, writable=self._unsent is not None)
                 ahead.worker.awake()
 
-    def _receive(self, now: float) -> bool:
+    def _receive(self) -> bool:
         for count in range(_READS_A_TURN):
             batch = self.reader.read()
             if batch is None:
                 return count > 0
-            self.session.receive(batch, now)
+            self.session.receive(batch, trio.current_time())
             if batch.owner is not None:
                 batch.owner.release()
         return True

@@ -102,8 +102,7 @@ def format_share(share: float) -> str:
     """A share of 0 to 1 as percent, rounded down: only the whole is `100 %`."""
     if share >= 1:
         return "100 %"
-    # The small term undoes binary rounding: 0.07 * 1000 is 70.00000000000001, 0.29 * 1000 is 289.99999999999994.
-    return f"{max(0, math.floor(share * 1000 + 1e-6)) / 10:.1f} %"
+    return f"{max(0, math.floor(share * 1000)) / 10:.1f} %"
 
 
 def format_loss(share: float) -> str:

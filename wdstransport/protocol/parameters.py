@@ -39,7 +39,7 @@ class ServerParameters:
     data_linger: float = 1.0
     """How old the last packet is before the application may query again (deviation 22): CreationTime's
     1000 ms of MS-WDSMT 3.1.6.7."""
-    query_margin: float = 0.1
+    query_margin: float = 0.05
     """Added to the query's wait for timers that fire late (deviation 41)."""
     empty_query_wait: float = 0.25
     max_empty_query_wait: float = 5.0

@@ -105,9 +105,6 @@ class ServerApplication:
         client.last_update = now
         if self.state is ApplicationState.QUERY:
             self._answers[client.client_id] = packet
-            if len(self._answers) >= self._below.active_clients():
-                # Everybody has answered: nothing more can come before the Query Timer (deviation 50).
-                self._deadline = now
         return True
 
     def status(self, client: ClientRecord, payload: bytes, now: float) -> bool:
@@ -142,10 +139,8 @@ class ServerApplication:
             return
         if self._first_client_at is None:
             self._first_client_at = now
-        if self.state is ApplicationState.QUERY and self._answers:
+        if self.state is ApplicationState.QUERY:
             self._answers = {key: value for key, value in self._answers.items() if self._is_active(key)}
-            if len(self._answers) >= active:
-                self._deadline = now
         elif self.state is ApplicationState.RESTING:
             self._rest = self._parameters.empty_query_wait
             self._deadline = min(self._deadline, now)
