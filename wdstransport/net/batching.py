@@ -57,6 +57,8 @@ SEGMENT_LIMIT = 64
 DATAGRAM_LIMIT = 65507
 """Bytes per call: the longest payload of an IPv4 UDP packet, which also bounds a segmented one."""
 
+# A plain number: the enum's own & would cost more than the rest of a read.
+_MSG_TRUNC = int(socket.MSG_TRUNC)
 _ALIGNMENT = 64
 _ANCILLARY_ROOM = 64
 _READS_IN_VAIN = 64
@@ -162,7 +164,7 @@ class BatchReader:
                     raise
                 self.errors[_name(error)] += 1
             else:
-                if size and not flags & socket.MSG_TRUNC:
+                if size and not flags & _MSG_TRUNC:
                     segment = size
                     if ancillary:
                         segment = merged_size(ancillary) or size

@@ -10,6 +10,7 @@ from typing import Protocol
 import trio
 
 from wdstransport.net.batching import BatchReader, BatchSender, SlabPool, probe_merging
+from wdstransport.net.joining import RunReader
 from wdstransport.net.lossy import Lossy
 from wdstransport.net.multicast import GroupSocket, OpenSocket
 from wdstransport.net.waiting import Waiter, open_tasks
@@ -123,10 +124,15 @@ class ClientDriver:
     def _open(self, sockets: Sockets) -> None:
         self.sockets = sockets
         self._waiter = Waiter(sockets.group.sock)
-        self.reader = BatchReader(sockets.group.sock, self.pool, self._merge_ok)
+        self.reader = RunReader(sockets.group.sock, self.pool, self._merge_ok)
         self._own_reader = BatchReader(sockets.own.sock, self._own_pool, False)
         self._sender = BatchSender(sockets.own.sock, False)
         self._own_ready = True
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the socket is left unread because storing is behind."""
+        return self._stalled_since is not None
 
     def wake(self) -> None:
         """Look at the session again: a call from outside changed it."""

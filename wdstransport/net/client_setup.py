@@ -81,10 +81,10 @@ async def find_offer(
         NobodyAnsweredError: no answer in time.
         RemoteError: an answer that cannot be right.
     """
-    endpoints = await trio.to_thread.run_sync(resolve, server, port)
+    endpoints = await trio.to_thread.run_sync(resolve, server, port, abandon_on_cancel=True)
     asked = endpoints[0]
     if interface is None:
-        chosen, local = await trio.to_thread.run_sync(route_to, asked[0], port)
+        chosen, local = await trio.to_thread.run_sync(route_to, asked[0], port, abandon_on_cancel=True)
     else:
         chosen = await trio.to_thread.run_sync(find_interface, interface)
         usable = [at for at in endpoints if chosen.address_for(family_of(at[0])) is not None]
@@ -139,8 +139,8 @@ def _checked(reply: Reply, asked: Endpoint, interface: Interface, local: str, wh
     if not sound:
         raise RemoteError(
             f"{where} answered with an offer that contradicts itself: group {group} port "
-            f"{reply.multicast_port}, server {unicast} port {reply.server_port}, {reply.content_size} bytes in "
-            f"{reply.total_blocks} blocks of {reply.block_size}. Is it a Windows Deployment Services server?"
+            f"{reply.multicast_port}, server {unicast} port {reply.server_port}, {reply.content_size} bytes "
+            f"in {reply.total_blocks} blocks of {reply.block_size}. Is it a WDS server?"
         )
     family = socket.AF_INET if group.version == 4 else socket.AF_INET6
     if family_of(local) != family:

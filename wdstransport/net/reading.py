@@ -13,7 +13,7 @@ from wdstransport.wire.security import Security
 
 __all__ = ["Chunk", "ReadAhead", "RepairSet"]
 
-_CHUNK_BYTES = 704 << 10
+_CHUNK_BYTES = 800_000
 _DEPTH = 4
 
 
@@ -60,7 +60,8 @@ class ReadAhead:
         self._session_id = session_id
         self._security = security
         self._last_len = source.size - (total_blocks - 1) * block_size if total_blocks else 0
-        self._slots = max(1, min(900, _CHUNK_BYTES // block_size))
+        # Whole multiples of what the sender takes at once.
+        self._slots = max(1, 176 * (_CHUNK_BYTES // (176 * block_size)) or _CHUNK_BYTES // block_size)
         self._plan_number = 0
         self._cursor: Iterator[tuple[int, int]] = iter(())
         self._chunks: deque[Chunk] = deque()
@@ -149,6 +150,10 @@ class ReadAhead:
             self._chunks.popleft()
             self._spare.setdefault((chunk.buffer.block_len, True), []).append(chunk.buffer)
         return None
+
+    def wanted(self, window_open: bool) -> bool:
+        """Whether the sender waits for what is being read."""
+        return self.repairs_reading > 0 or (window_open and bool(self._chunks) and self.head() is None)
 
     def request_repairs(self, items: list[tuple[int, int]]) -> None:
         """Read blocks again, by sequence number and block."""

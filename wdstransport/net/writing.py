@@ -13,7 +13,7 @@ from wdstransport.protocol.events import BlocksArrived
 
 __all__ = ["BlockWriter"]
 
-_VIEWS_KEPT = 8192
+_VIEWS_KEPT = 65_536
 
 
 class BlockWriter:
@@ -22,23 +22,32 @@ class BlockWriter:
     def __init__(self, sink: Sink, block_size: int, wake: Callable[[], None]) -> None:
         self._sink = sink
         self._block_size = block_size
-        self._views: dict[tuple[int, int, int, int, int], list[memoryview]] = {}
+        self._views: dict[tuple[int, int, int, int], list[memoryview]] = {}
+        self._views_kept = 0
         self.outstanding = 0
-        self.worker: Worker[BlocksArrived, list[BlocksArrived]] = Worker(
+        self._gathered: list[BlocksArrived] = []
+        self.worker: Worker[list[BlocksArrived], list[BlocksArrived]] = Worker(
             "wdstransport-writer", self._write, wake
         )
 
     def put(self, event: BlocksArrived) -> None:
-        """Hand blocks over; their memory must stay as it is until `collect` gives the event back."""
+        """Take blocks; their memory must stay as it is until `collect` gives the event back.
+
+        The thread gets them with the next `collect`, a whole turn's at once: waking it costs more than
+        a batch's write.
+        """
         self.outstanding += 1
-        self.worker.put(event)
+        self._gathered.append(event)
 
     def collect(self) -> list[BlocksArrived] | None:
-        """Events whose blocks are stored, or None.
+        """Events whose blocks are stored, or None; hands over what was gathered. Call it once a turn.
 
         Raises:
             StorageError: the sink failed.
         """
+        if self._gathered:
+            self.worker.put(self._gathered)
+            self._gathered = []
         done = self.worker.take()
         if done is not None:
             self.outstanding -= len(done)
@@ -47,23 +56,28 @@ class BlockWriter:
     def _payload(self, event: BlocksArrived) -> list[memoryview]:
         """The views of a batch's blocks. Batches come back to the same places in memory again and again."""
         batch = event.batch
-        rows = len(batch.buffer) // batch.segment or 1
+        last_row = event.first_row + event.count
         address = np.frombuffer(batch.buffer, np.uint8).__array_interface__["data"][0]
-        key = (address, batch.segment, event.data_offset, event.block_len, rows)
+        key = (address, batch.segment, event.data_offset, event.block_len)
         views = self._views.get(key)
-        if views is None:
-            if len(self._views) >= _VIEWS_KEPT:
-                self._views.clear()
+        if views is None or len(views) < last_row:
+            known = 0 if views is None else len(views)
             buffer, length = batch.buffer, event.block_len
-            starts = range(event.data_offset, rows * batch.segment, batch.segment)
-            views = [buffer[start : start + length] for start in starts]
+            starts = range(known * batch.segment, last_row * batch.segment, batch.segment)
+            fresh = [buffer[at + event.data_offset : at + event.data_offset + length] for at in starts]
+            views = fresh if views is None else views + fresh
             # Only memory that stays mapped may be remembered by its address.
             if batch.owner is not None:
+                if self._views_kept > _VIEWS_KEPT:
+                    self._views.clear()
+                    self._views_kept = 0
                 self._views[key] = views
-        return views[event.first_row : event.first_row + event.count]
+                self._views_kept += len(fresh)
+        return views[event.first_row : last_row]
 
-    def _write(self, events: list[BlocksArrived]) -> list[BlocksArrived]:
+    def _write(self, turns: list[list[BlocksArrived]]) -> list[BlocksArrived]:
         """In the worker thread: neighbours become one write."""
+        events = list(chain.from_iterable(turns))
         pending: list[list[memoryview]] = []
         first = following = 0
         for event in events:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from wdstransport.protocol.ranges import BlockMap
 from wdstransport.wire import application as wire
+from wdstransport.wire.transport import WireError
 
 __all__ = ["ClientApplication"]
 
@@ -75,6 +76,30 @@ class ClientApplication:
         fresh = self.blocks.add(first, usable)
         self.duplicates += usable - sum(run for _, run in fresh)
         return fresh
+
+    def fitting(self, first: int, count: int, room: int) -> tuple[int, int]:
+        """How much of a run to take when the cache has room for `room` more blocks; duplicates need none.
+
+        Returns:
+            How many blocks from `first` to take, and how many missing ones after them are refused.
+        """
+        taken = refused = 0
+        for block in range(first, first + count):
+            missing = block <= self.horizon and block not in self.blocks
+            if refused or (missing and room == 0):
+                refused += missing
+            else:
+                room -= missing
+                taken += 1
+        return taken, refused
+
+    @staticmethod
+    def is_query(payload: bytes) -> bool:
+        """Whether a POLL's payload is a SRVCIR (2.2.2)."""
+        try:
+            return isinstance(wire.decode(payload), wire.SrvCir)
+        except WireError:
+            return False
 
     def progress(self) -> int:
         """Percent of the blocks received, 0 to 100 (deviation 2); 100 only when all are."""

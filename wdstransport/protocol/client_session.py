@@ -138,9 +138,12 @@ class ClientSession:
             self._receive_one(batch, row, now, multicast)
 
     def _on_records(self, records: DataRecords, now: float) -> None:
-        self.transport.heard(now)
+        accepted = len(records)
         for reason, count in self.transport.on_data(records, now):
             self.dropped[reason.value] += count
+            accepted -= count
+        if accepted:
+            self.transport.heard(now)
 
     def _receive_one(self, batch: Batch, row: int, now: float, multicast: bool) -> None:
         datagram = batch.datagram(row)
@@ -152,7 +155,7 @@ class ClientSession:
         reason: DropReason | None
         if isinstance(packet, OData | RData):
             lone = Batch(datagram, len(datagram), batch.source, batch.owner)
-            records = record_of(header, packet, lone, self._server_security)
+            records = record_of(packet, lone, self._server_security)
             if records is not None:
                 self._on_records(records, now)
                 return

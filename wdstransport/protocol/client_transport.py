@@ -94,7 +94,7 @@ class ClientTransport:
         self._rng = rng
         capabilities = Option(OptionId.CAPABILITIES, bytes([CAP_MULTISTREAM]))
         self._join = Join(client_name, ip_address, mac_address, (capabilities,))
-        self._oldest_join = 0
+        self._oldest_join: int | None = None
         self._newest_join = 0
         self._after_leave: Departed | Demoted | None = None
         self._leave_reason = LeaveReason.COMPLETE
@@ -113,14 +113,15 @@ class ClientTransport:
         """3.2.5.3, and again at JoinInterval (3.2.5.3.1)."""
         self.outbox.put(self._join)
         self._newest_join = int(now * 1000)
-        if not self._oldest_join:
+        if self._oldest_join is None:
             self._oldest_join = self._newest_join
         self.timers.set(ClientTimer.JOIN, now + self.parameters.join_interval)
 
     def _on_join_ack(self, packet: JoinAck, sender_time: int, now: float) -> DropReason | None:
         """3.2.5.3.2, and 3.2.5.5 when the QCR was lost."""
         # ClientTime echoes a JOIN of ours; the last one may leave a little after it was queued.
-        if not self._oldest_join <= packet.client_time <= max(self._newest_join, int(now * 1000)):
+        oldest = self._oldest_join or 0
+        if not oldest <= packet.client_time <= max(self._newest_join, int(now * 1000)):
             return DropReason.NOT_FOR_US
         first = self.state is ClientState.JOIN
         self.client_id = packet.client_id
@@ -211,6 +212,8 @@ class ClientTransport:
         """3.2.5.6."""
         if packet.poll_seq_no <= self._last_poll_seq_no:
             return DropReason.STALE
+        if not self.application.is_query(packet.app_data):
+            return DropReason.FIELD
         self._last_poll_seq_no = packet.poll_seq_no
         self.timers.set(ClientTimer.POLL, now + self._rng.uniform(0, packet.back_off / 1000))
         return None
@@ -254,31 +257,48 @@ class ClientTransport:
             return [(DropReason.STATE, count)]
         self._zero_nack_sent = False
         dropped: list[tuple[DropReason, int]] = []
-        sequences, blocks = records.odata_seq_no, records.block_number
-        together = (np.diff(sequences) == 1) & (np.diff(blocks) == 1) & (np.diff(records.rows) == 1)
-        if together.all():
-            self._on_run(records, 0, count, now, dropped)
+        if records.is_one_run():
+            self._on_run(records, 0, count, dropped)
         else:
+            sequences, blocks = records.odata_seq_no, records.block_number
+            together = (
+                (np.diff(sequences) == 1)
+                & (np.diff(blocks) == 1)
+                & (np.diff(records.rows) == 1)
+                & (sequences[1:] > sequences[:-1])
+                & (blocks[1:] > blocks[:-1])
+                & (np.diff(records.client_id) == 0)
+            )
             edges = [0, *(np.flatnonzero(~together) + 1).tolist(), count]
             for start, stop in pairwise(edges):
-                self._on_run(records, start, stop, now, dropped)
+                self._on_run(records, start, stop, dropped)
         if self.state is ClientState.REGULAR:
             self._manage_nack(now)
         return dropped
 
     def _on_run(
-        self, records: DataRecords, start: int, stop: int, now: float, dropped: list[tuple[DropReason, int]]
+        self, records: DataRecords, start: int, stop: int, dropped: list[tuple[DropReason, int]]
     ) -> None:
         """Consecutive sequence numbers with consecutive blocks, `start` to `stop` - 1 of the records."""
-        first_seq, last_seq = int(records.odata_seq_no[start]), int(records.odata_seq_no[stop - 1])
+        first_seq = int(records.odata_seq_no[start])
+        last_seq = first_seq + stop - start - 1
+        last = records.header[stop - 1]
         first_block = int(records.block_number[start])
-        trail = int(records.trail_odata_seq_no[stop - 1])
-        fields_right = first_seq >= 1 and trail <= first_seq
-        if not fields_right or not self.application.accepts(first_block, stop - start, records.block_len):
+        trail = int(last["trail_odata_seq_no"])
+        # Trail may move on within the run, but never past the packet that carries it.
+        sound = first_seq >= 1 and (
+            trail <= first_seq
+            or not (records.trail_odata_seq_no[start:stop] > records.odata_seq_no[start:stop]).any()
+        )
+        if not sound and stop - start > 1:
+            for place in range(start, stop):
+                self._on_run(records, place, place + 1, dropped)
+            return
+        if not sound or not self.application.accepts(first_block, stop - start, records.block_len):
             dropped.append((DropReason.FIELD, stop - start))
             return
         before = self.data.continuous()
-        ignored = self.data.on_data(first_seq, last_seq, trail=trail, master=int(records.client_id[stop - 1]))
+        ignored = self.data.on_data(first_seq, last_seq, trail=trail, master=int(last["client_id"]))
         if ignored:
             dropped.append((DropReason.STALE, ignored))
             start += ignored
@@ -294,14 +314,14 @@ class ClientTransport:
         self, records: DataRecords, start: int, stop: int, first_seq: int, before: int
     ) -> None:
         """One ACK for each packet that FW_LEAD does not excuse, each as of that packet (3.2.5.13)."""
-        wanted = np.flatnonzero(records.fw_lead[start:stop] >= records.odata_seq_no[start:stop])
+        wanted = (records.fw_lead[start:stop] >= records.odata_seq_no[start:stop]).nonzero()[0]
         reached_now = self.data.continuous()
         for place in wanted.tolist():
             # Continuous as of this packet: earlier gaps hold it back, later packets do not count.
             reached = max(before, min(first_seq + place, reached_now))
             if place == stop - start - 1:
                 reached = reached_now
-            self._acknowledge(reached, int(records.sender_time[start + place]))
+            self._acknowledge(reached, int(records.header[start + place]["sender_time"]))
 
     def _pass_on(self, records: DataRecords, start: int, stop: int, first_block: int) -> None:
         """DATA Trigger for what the cache has room for; the rest is refused with a Zero-NACK (3.2.5.13).
@@ -311,12 +331,14 @@ class ClientTransport:
         """
         size = records.data_len
         room = max(0, self.parameters.max_cache_size - self.cache_used) // size
-        taken = min(stop - start, room)
-        if taken < stop - start:
-            self.refused += stop - start - taken
-            self._send_zero_nack()
-        if not taken:
-            return
+        taken = stop - start
+        if room < taken:
+            taken, refused = self.application.fitting(first_block, taken, room)
+            if refused:
+                self.refused += refused
+                self._send_zero_nack()
+            if not taken:
+                return
         # Duplicates are credited at once by never being charged (deviation 10).
         for block, count in self.application.data(first_block, taken):
             self.cache_used += count * size

@@ -116,16 +116,21 @@ _CHUNK = 1 << 16
 class BlockMap:
     """Which of `total` blocks, numbered from 1, are there; one bit each."""
 
-    __slots__ = ("_bits", "_low", "count", "total")
+    __slots__ = ("_bits", "_end", "_last", "_low", "_start", "count", "total")
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.count = 0
         self._bits = np.zeros((total + 7) // 8, dtype=np.uint8)
         self._low = 0  # every byte below this one is full
+        # Blocks that came in order, not in the bits yet, and nothing after them: an image that arrives as it
+        # was sent costs two additions a batch.
+        self._start = self._end = self._last = 0
 
     def __contains__(self, block: int) -> bool:
         place = block - 1
+        if self._start <= place < self._end:
+            return True
         return bool(self._bits[place >> 3] >> (7 - (place & 7)) & 1)
 
     @property
@@ -140,6 +145,26 @@ class BlockMap:
             The (first, count) runs that were not there before.
         """
         place = first - 1
+        if place == self._end == self._last:
+            self._end = self._last = place + count
+            self.count += count
+            return [(first, count)]
+        self._settle()
+        fresh = self._add_bits(place, count)
+        if place + count >= self._last:
+            # The next run can grow from here.
+            self._start = self._end = self._last = place + count
+        return fresh
+
+    def _settle(self) -> None:
+        """Put the blocks that came in order into the bits."""
+        if self._end > self._start:
+            self.count -= self._end - self._start
+            self._add_bits(self._start, self._end - self._start)
+            self._start = self._end
+
+    def _add_bits(self, place: int, count: int) -> list[tuple[int, int]]:
+        first = place + 1
         low, high = place >> 3, (place + count + 7) >> 3
         flags = np.unpackbits(self._bits[low:high])
         skip = place - (low << 3)
@@ -161,6 +186,7 @@ class BlockMap:
         """The first `limit` ranges of missing blocks as inclusive (start, end), ascending."""
         if self.complete:
             return ()
+        self._settle()
         found: list[tuple[int, int]] = []
         size = len(self._bits)
         while self._low < size and self._bits[self._low] == 0xFF:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DataCounters", "DataState", "ODataRun"]
 
+_NCF_RANGES = 4000
+"""As many as one UDP datagram carries behind any security header; a longer NACK gets several NCF."""
+
 
 @dataclass(frozen=True, slots=True)
 class ODataRun:
@@ -77,7 +80,7 @@ class DataState:
         self._spm_count = 0
         self._given: deque[tuple[int, int]] = deque()
         self._waiting_for_empty = False
-        self._repairs: deque[tuple[int, int]] = deque()
+        self._repairs: dict[int, int] = {}
 
     # ------------------------------------------------------------------ entering, SPM
 
@@ -185,9 +188,17 @@ class DataState:
 
     def take_repairs(self, limit: int) -> list[tuple[int, int]]:
         """Up to `limit` (sequence number, block) to send as RDATA; the caller sends them."""
-        count = min(limit, len(self._repairs))
-        self.counters.repair_packets += count
-        return [self._repairs.popleft() for _ in range(count)]
+        if not self.master_client_id:
+            # No data leaves in QCC state (3.1.5.9); whoever still misses something asks again.
+            self._repairs.clear()
+        taken: list[tuple[int, int]] = []
+        while self._repairs and len(taken) < limit:
+            seq = next(iter(self._repairs))
+            block = self._repairs.pop(seq)
+            if self.packets and self.packets.first_seq <= seq:
+                taken.append((seq, block))
+        self.counters.repair_packets += len(taken)
+        return taken
 
     # ------------------------------------------------------------------ answers in
 
@@ -223,7 +234,8 @@ class DataState:
         elif throughput(max(0.001, client.rtt), client.loss) < 0.75 * throughput(self.mcrtt, self.mc_loss):
             self._set_master(client)
         self.window.lost(now, self.mcrtt)
-        self._transport.outbox.put(Ncf(packet.ranges))
+        for start in range(0, len(packet.ranges) or 1, _NCF_RANGES):
+            self._transport.outbox.put(Ncf(packet.ranges[start : start + _NCF_RANGES]))
         self._queue_repairs(packet.ranges, now)
         return None
 
@@ -240,9 +252,9 @@ class DataState:
                     return
                 work -= 1
                 found = self.packets.find(seq)
-                if found is None or found[1] > too_recent:
+                if found is None or found[1] > too_recent or seq in self._repairs:
                     continue
-                self._repairs.append((seq, found[0]))
+                self._repairs[seq] = found[0]
                 self.packets.resent(seq, now)
 
     # ------------------------------------------------------------------ the end of what was given

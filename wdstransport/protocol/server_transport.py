@@ -213,7 +213,7 @@ class ServerTransport:
         if record is None:
             return DropReason.UNKNOWN_CLIENT
         if record.client_id in self.clients.pending:
-            if packet.qcc_seq_no:
+            if packet.qcc_seq_no or len(self.clients.active) >= self.parameters.max_clients:
                 return DropReason.STATE
             self.clients.activate(record)
             record.joined_at = now
@@ -333,16 +333,24 @@ class ServerTransport:
     def close(self, reason: KickReason, now: float) -> None:
         """Remove every client, in as few KICK packets as they fit (3.1.5.6.1), and admit nobody any more.
 
-        KICK is repeated sooner than usual: a server that shuts down cannot wait KickInterval (deviation 52).
+        A client whose QCR is still on its way has its ClientId already, so it is told, too. KICK is repeated
+        sooner than usual: a server that shuts down cannot wait KickInterval (deviation 52).
         """
         self.closing = True
+        for record in list(self.clients.pending.values()):
+            self.clients.activate(record)
         for record in list(self.clients.active.values()):
             record.kick_reason = reason
             self.clients.kick(record)
         if self.clients.kicked:
             self._send_kick()
             self.timers.set(ServerTimer.KICK, now + self._kick_interval())
-        for timer in (ServerTimer.IN_STATE_QCC, ServerTimer.OUT_STATE_QCC, ServerTimer.SPM):
+        for timer in (
+            ServerTimer.IN_STATE_QCC,
+            ServerTimer.OUT_STATE_QCC,
+            ServerTimer.SPM,
+            ServerTimer.CLEANUP_DATA_LIST,
+        ):
             self.timers.stop(timer)
         self.data.master_client_id = 0
         self.application.clients_changed(now)
@@ -362,7 +370,7 @@ class ServerTransport:
             Whether there is such an active client.
         """
         record = self.clients.active.get(client_id)
-        if record is None:
+        if record is None or not record.supports_demote:
             return False
         self._demote_target = target
         self.clients.demote(record)

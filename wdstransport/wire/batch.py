@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +27,6 @@ from wdstransport.wire.transport import (
     OData,
     OpCode,
     RData,
-    SessionHeader,
     WireError,
 )
 
@@ -48,6 +47,13 @@ _OPTION_ID = 0x0406
 _OPTION_LEN = 8
 _SRV_DATA = 0x03
 _DATA = struct.Struct(">HBQH")
+# Plain numbers for the data path: a member of an enum costs a slow look-up in Python 3.11.
+_ODATA, _RDATA, _ACK_CODE = int(OpCode.ODATA), int(OpCode.RDATA), int(OpCode.ACK)
+_NONE, _CHECKSUM = SecurityMode.NONE, SecurityMode.CHECKSUM
+_STEPS = 1536
+_ROWS = np.arange(_STEPS, dtype=np.intp)
+_STEP_BYTES = np.arange(_STEPS, dtype=np.uint64).tobytes()
+_NO_ROWS = _ROWS[:0]
 
 U64 = npt.NDArray[np.uint64]
 
@@ -148,7 +154,9 @@ class DataRecords:
 
     Attributes:
         rows: its place in the batch.
-        retransmitted: whether it is an RDATA.
+        header: its fields as they lie in the datagram, in network order.
+        odata_seq_no: ODATASeqNo.
+        block_number: BlockNumber.
         fw_lead: FW_LEAD's value, or the largest number where the option is absent, so that
             `fw_lead >= odata_seq_no` is the rule of MS-WDSMT 3.2.5.13 in both cases.
         data_offset: bytes from a datagram's first to its block's first.
@@ -158,11 +166,8 @@ class DataRecords:
 
     batch: Batch
     rows: npt.NDArray[np.intp]
-    retransmitted: npt.NDArray[np.bool_]
-    sender_time: U64
-    client_id: npt.NDArray[np.uint32]
+    header: npt.NDArray[Any]
     odata_seq_no: U64
-    trail_odata_seq_no: U64
     block_number: U64
     fw_lead: U64
     data_offset: int
@@ -170,7 +175,45 @@ class DataRecords:
     data_len: int
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.odata_seq_no)
+
+    @property
+    def retransmitted(self) -> npt.NDArray[np.bool_]:
+        """Whether each is an RDATA."""
+        verdict: npt.NDArray[np.bool_] = self.header["op_code"] == _RDATA
+        return verdict
+
+    @property
+    def sender_time(self) -> U64:
+        """SenderTime of each."""
+        return self.header["sender_time"].astype(np.uint64)
+
+    @property
+    def client_id(self) -> npt.NDArray[np.uint32]:
+        """ClientId of each: the master's."""
+        return self.header["client_id"].astype(np.uint32)
+
+    @property
+    def trail_odata_seq_no(self) -> U64:
+        """TrailODATASeqNo of each."""
+        return self.header["trail_odata_seq_no"].astype(np.uint64)
+
+    def is_one_run(self) -> bool:
+        """Whether sequence numbers, blocks and places all go up by one, under one master."""
+        count = len(self.odata_seq_no)
+        if count == 1:
+            return True
+        if count > _STEPS or int(self.rows[-1]) - int(self.rows[0]) != count - 1:
+            return False
+        steps = _STEP_BYTES[: 8 * count]
+        if self.odata_seq_no[-1] < self.odata_seq_no[0] or self.block_number[-1] < self.block_number[0]:
+            return False  # numbers wrap around at 2^64; runs do not
+        if (self.odata_seq_no - self.odata_seq_no[0]).tobytes() != steps:
+            return False
+        if (self.block_number - self.block_number[0]).tobytes() != steps:
+            return False
+        masters = self.header["client_id"].tobytes()
+        return masters == masters[:4] * count
 
 
 _NO_FW_LEAD = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -198,7 +241,7 @@ def parse_data(
     total = -(-size // segment) if segment else 0
     layout = DataLayout.of(security.data_len)
     count = size // segment if segment >= layout.data + 2 else 0
-    leftover = np.arange(count, total, dtype=np.intp)
+    leftover = _NO_ROWS if count == total else np.arange(count, total, dtype=np.intp)
     if not count:
         return None, leftover, []
     header = _records(layout.header, batch.buffer, 0, count, segment)
@@ -208,63 +251,37 @@ def parse_data(
     room = segment - options_at
     if block_len < 0 or room not in (0, 2, 14):
         return None, np.arange(total, dtype=np.intp), []
-    op_code = header["op_code"]
-    odata = op_code == OpCode.ODATA
-    rdata = op_code == OpCode.RDATA
-    good = (
-        (header["identifier"] == _IDENTIFIER)
-        & (header["security_type"] == security.mode)
-        & (header["security_len"] == layout.security_len)
-        & (header["session_id"] == session_id)
-        & (odata | rdata)
-        & (header["data_len"] == data_len)
-        & (header["packet_size"] == data_len)
-        & (header["ma_op_code"] == _SRV_DATA)
-        & (header["block_len"] == block_len)
-    )
-    fw_lead: U64 | None = None
-    if room == 0:
-        good &= rdata  # RDATA may come without OptionsCount (deviation 13); ODATA never does (2.2.16).
-    elif room == 2:
-        good &= _records(_NO_OPTIONS, batch.buffer, options_at, count, segment)["options_count"] == 0
-    else:
-        options = _records(_FW_LEAD, batch.buffer, options_at, count, segment)
-        good &= (
-            (options["options_count"] == 1)
-            & (options["option_id"] == _OPTION_ID)
-            & (options["option_len"] == _OPTION_LEN)
-        )
-        fw_lead = options["fw_lead"].astype(np.uint64)
+    options = _records(_FW_LEAD, batch.buffer, options_at, count, segment) if room == 14 else None
+    rows = _ROWS[:count] if count <= _STEPS else np.arange(count, dtype=np.intp)
+    matrix = np.ndarray((count, segment), np.uint8, batch.buffer)
+    columns, usual = _template(layout.security_len, int(security.mode), session_id, data_len, room)
+    if room == 0 or matrix[:, columns].tobytes() != usual * count:
+        good = _good(header, batch, session_id, security, data_len, room)
+        if not good.all():
+            rows = np.flatnonzero(good)
+            leftover = np.concatenate((np.flatnonzero(~good), leftover))
+            if not len(rows):
+                return None, leftover, []
     dropped: list[tuple[DropReason, int]] = []
-    rows: npt.NDArray[np.intp]
-    if good.all():
-        rows = np.arange(count, dtype=np.intp)
-    else:
-        rows = np.flatnonzero(good)
-        leftover = np.concatenate((np.flatnonzero(~good), leftover))
-        if not len(rows):
-            return None, leftover, []
-    authentic = _authentic(batch, header, rows, layout, security, dropped)
+    authentic = _authentic(batch, header, matrix, rows, layout, security, dropped)
     if authentic is not None:
         rows = rows[authentic]
         if not len(rows):
             return None, leftover, dropped
-    everything = len(rows) == count
-    chosen = header if everything else header[rows]
-    if fw_lead is None:
-        lead = np.full(len(rows), _NO_FW_LEAD, dtype=np.uint64)
-    else:
-        lead = fw_lead if everything else fw_lead[rows]
+    if len(rows) != count:
+        header = header[rows]
+        options = options[rows] if options is not None else None
     records = DataRecords(
         batch=batch,
         rows=rows,
-        retransmitted=rdata if everything else rdata[rows],
-        sender_time=chosen["sender_time"].astype(np.uint64),
-        client_id=chosen["client_id"].astype(np.uint32),
-        odata_seq_no=chosen["odata_seq_no"].astype(np.uint64),
-        trail_odata_seq_no=chosen["trail_odata_seq_no"].astype(np.uint64),
-        block_number=chosen["block_number"].astype(np.uint64),
-        fw_lead=lead,
+        header=header,
+        odata_seq_no=header["odata_seq_no"].astype(np.uint64),
+        block_number=header["block_number"].astype(np.uint64),
+        fw_lead=(
+            np.full(len(rows), _NO_FW_LEAD, dtype=np.uint64)
+            if options is None
+            else options["fw_lead"].astype(np.uint64)
+        ),
         data_offset=layout.data,
         block_len=block_len,
         data_len=data_len,
@@ -272,25 +289,98 @@ def parse_data(
     return records, leftover, dropped
 
 
+@lru_cache(maxsize=64)
+def _template(
+    security_len: int, mode: int, session_id: int, data_len: int, room: int
+) -> tuple[npt.NDArray[np.intp], bytes]:
+    """The bytes that all ODATA of a session share: at which offsets they lie, and what they are."""
+    layout = DataLayout.of(security_len)
+    length = layout.data + data_len - 13 + room
+    header = np.zeros(1, layout.header)
+    header["identifier"] = _IDENTIFIER
+    header["security_type"] = mode
+    header["security_len"] = security_len
+    header["session_id"] = session_id
+    header["op_code"] = _ODATA
+    header["data_len"] = header["packet_size"] = data_len
+    header["ma_op_code"] = _SRV_DATA
+    header["block_len"] = data_len - 13
+    fixed = (
+        "identifier",
+        "security_type",
+        "security_len",
+        "session_id",
+        "op_code",
+        "data_len",
+        "packet_size",
+        "ma_op_code",
+        "block_len",
+    )
+    row = bytearray(header.tobytes())
+    places = [
+        at + offset
+        for name in fixed
+        for dtype, at, *_ in (layout.header.fields[name],)  # type: ignore[index]
+        for offset in range(dtype.itemsize)
+    ]
+    tail = struct.pack(">HHH", 1, _OPTION_ID, _OPTION_LEN) if room == 14 else bytes(room)
+    row += bytes(length - room - len(row)) + tail
+    places += range(length - room, length - room + len(tail))
+    columns = np.array(sorted(places), dtype=np.intp)
+    return columns, bytes(row[place] for place in sorted(places))
+
+
+def _good(
+    header: npt.NDArray[Any], batch: Batch, session_id: int, security: Security, data_len: int, room: int
+) -> npt.NDArray[np.bool_]:
+    """Which datagrams are well-formed ODATA or RDATA of the batch's shape, field by field."""
+    count, segment = len(header), batch.segment
+    odata = header["op_code"] == _ODATA
+    rdata = header["op_code"] == _RDATA
+    good: npt.NDArray[np.bool_] = (
+        (header["identifier"] == _IDENTIFIER)
+        & (header["security_type"] == security.mode)
+        & (header["security_len"] == security.data_len)
+        & (header["session_id"] == session_id)
+        & (odata | rdata)
+        & (header["data_len"] == data_len)
+        & (header["packet_size"] == data_len)
+        & (header["ma_op_code"] == _SRV_DATA)
+        & (header["block_len"] == data_len - 13)
+    )
+    if room == 0:
+        good &= rdata  # RDATA may come without OptionsCount (deviation 13); ODATA never does (2.2.16).
+    elif room == 2:
+        good &= _records(_NO_OPTIONS, batch.buffer, segment - 2, count, segment)["options_count"] == 0
+    else:
+        options = _records(_FW_LEAD, batch.buffer, segment - 14, count, segment)
+        good &= (
+            (options["options_count"] == 1)
+            & (options["option_id"] == _OPTION_ID)
+            & (options["option_len"] == _OPTION_LEN)
+        )
+    return good
+
+
 def _authentic(
     batch: Batch,
     header: npt.NDArray[Any],
+    matrix: npt.NDArray[np.uint8],
     rows: npt.NDArray[np.intp],
     layout: DataLayout,
     security: Security,
     dropped: list[tuple[DropReason, int]],
 ) -> npt.NDArray[np.bool_] | None:
     """Which of `rows` carry valid SecurityData; None means all of them."""
-    if security.mode is SecurityMode.NONE:
+    if security.mode is _NONE:
         return None
-    if security.mode is SecurityMode.CHECKSUM:
+    if security.mode is _CHECKSUM:
         everything = len(rows) == len(header)
-        body = np.frombuffer(batch.buffer, np.uint8, len(header) * batch.segment)
-        body = body.reshape(len(header), batch.segment)[:, 5 + layout.security_len :]
-        sums = (body if everything else body[rows]).sum(axis=1, dtype=np.uint32)
+        body = matrix[:, 5 + layout.security_len :]
+        sums = np.add.reduce(body if everything else body[rows], axis=1, dtype=np.uint32)
         stated = (header if everything else header[rows])["security_data"].view(">u4").ravel()
         valid: npt.NDArray[np.bool_] = ~sums == stated
-        if valid.all():
+        if np.logical_and.reduce(valid):
             return None
         dropped.append((DropReason.CHECKSUM, int(len(valid) - valid.sum())))
         return valid
@@ -305,13 +395,10 @@ def _authentic(
     return None if verdicts.all() else verdicts
 
 
-def record_of(
-    header: SessionHeader, packet: OData | RData, batch: Batch, security: Security
-) -> DataRecords | None:
+def record_of(packet: OData | RData, batch: Batch, security: Security) -> DataRecords | None:
     """The record of one decoded data datagram that has options `parse_data` does not know.
 
     Args:
-        header: its session header.
         packet: the packet.
         batch: the datagram alone.
         security: the sender's mode.
@@ -322,22 +409,20 @@ def record_of(
     data = packet.data
     if len(data) < _DATA.size:
         return None
-    size, op_code, block_number, block_len = _DATA.unpack_from(data)
+    size, op_code, _, block_len = _DATA.unpack_from(data)
     if size != len(data) or op_code != _SRV_DATA or block_len != len(data) - _DATA.size:
         return None
     lead = fw_lead_seq_no(packet.options)
-    u64 = partial(np.array, dtype=np.uint64)
+    layout = DataLayout.of(security.data_len)
+    fields = np.frombuffer(batch.buffer, layout.header, 1)
     return DataRecords(
         batch=batch,
-        rows=np.zeros(1, dtype=np.intp),
-        retransmitted=np.array([isinstance(packet, RData)]),
-        sender_time=u64([header.sender_time]),
-        client_id=np.array([packet.client_id], dtype=np.uint32),
-        odata_seq_no=u64([packet.odata_seq_no]),
-        trail_odata_seq_no=u64([packet.trail_odata_seq_no]),
-        block_number=u64([block_number]),
-        fw_lead=np.array([_NO_FW_LEAD]) if lead is None else u64([lead]),
-        data_offset=DataLayout.of(security.data_len).data,
+        rows=_ROWS[:1],
+        header=fields,
+        odata_seq_no=fields["odata_seq_no"].astype(np.uint64),
+        block_number=fields["block_number"].astype(np.uint64),
+        fw_lead=np.array([_NO_FW_LEAD if lead is None else lead], dtype=np.uint64),
+        data_offset=layout.data,
         block_len=block_len,
         data_len=size,
     )
@@ -438,10 +523,10 @@ class SlotBuffer:
             options = self._options
             options["fw_lead"][start:stop] = previous_lead
             options["fw_lead"][stop - 1] = odata_seq_no[-1]
-        if self._security.mode is SecurityMode.CHECKSUM:
-            sums = self._matrix[start:stop].sum(axis=1, dtype=np.uint32)
+        if self._security.mode is _CHECKSUM:
+            sums = np.add.reduce(self._matrix[start:stop], axis=1, dtype=np.uint32)
             header["security_data"] = (~sums).astype(">u4").view(np.uint8).reshape(count, 4)
-        elif self._security.mode is not SecurityMode.NONE:
+        elif self._security.mode is not _NONE:
             for slot in range(start, stop):
                 at = slot * self.segment
                 body = self._view[at + self._body_at : at + self.segment]
@@ -457,7 +542,7 @@ def encode_ack(packet: Ack, *, session_id: int, sender_time: int, security: Secu
     """The bytes of an ACK, equal to what `transport.encode` makes of it."""
     body = _ACK.pack(
         session_id,
-        OpCode.ACK,
+        _ACK_CODE,
         sender_time,
         packet.client_id,
         packet.odata_seq_no,
@@ -472,7 +557,7 @@ def encode_ack(packet: Ack, *, session_id: int, sender_time: int, security: Secu
 def decode_ack(datagram: memoryview, *, session_id: int, security: Security) -> Ack | None:
     """An ACK in its usual form, or None when `transport.decode` is to judge the datagram."""
     at = 5 + security.data_len
-    if len(datagram) != at + _ACK.size or datagram[at + 4] != OpCode.ACK:
+    if len(datagram) != at + _ACK.size or datagram[at + 4] != _ACK_CODE:
         return None
     session, _, _, client_id, sequence, server_time, highest, loss, options = _ACK.unpack_from(datagram, at)
     if session != session_id or options or loss > LOSS_SCALE:

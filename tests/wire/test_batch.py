@@ -1,0 +1,662 @@
+"""The fast form of ODATA, RDATA and ACK against the declarations, on good batches and on broken ones."""
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wdstransport.wire import application
+from wdstransport.wire.batch import (
+    Batch,
+    DataLayout,
+    SlotBuffer,
+    decode_ack,
+    encode_ack,
+    parse_data,
+    record_of,
+)
+from wdstransport.wire.options import Option, fw_lead
+from wdstransport.wire.security import ChecksumSecurity, HashSecurity, NoSecurity, SignSecurity
+from wdstransport.wire.transport import (
+    LOSS_SCALE,
+    Ack,
+    DropReason,
+    Kick,
+    KickReason,
+    Nack,
+    OData,
+    OpCode,
+    Poll,
+    RData,
+    Spm,
+    WireError,
+    data_overhead,
+    decode,
+    encode,
+)
+
+SESSION = 0x6D19EE7E
+SOURCE = ("10.0.0.1", 64132)
+NO_LEAD = 2**64 - 1
+KEY = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+MODES = {
+    "none": NoSecurity,
+    "hash": lambda: HashSecurity(b"0123456789abcdef01234567"),
+    "sign": lambda: SignSecurity(KEY),
+    "checksum": ChecksumSecurity,
+}
+every_mode = pytest.mark.parametrize("mode", MODES)
+
+
+def block_of(number, block_len):
+    return bytes((7 * number + place) % 256 for place in range(block_len))
+
+
+def batch_of(data, segment):
+    return Batch(memoryview(data), segment, SOURCE)
+
+
+def parsed(data, segment, security):
+    return parse_data(batch_of(data, segment), session_id=SESSION, security=security)
+
+
+def slots_of(
+    security,
+    count,
+    block_len,
+    *,
+    options=True,
+    op_code=OpCode.ODATA,
+    first_seq=101,
+    first_block=11,
+    master=7,
+    trail=90,
+    previous=100,
+    sender_time=123456789,
+):
+    slots = SlotBuffer(count, block_len, session_id=SESSION, security=security, fw_lead=options)
+    for place, view in enumerate(slots.payload):
+        view[:] = block_of(first_block + place, block_len)
+    data = slots.fill(
+        0,
+        count,
+        op_code=op_code,
+        sender_time=sender_time,
+        client_id=master,
+        odata_seq_no=np.arange(first_seq, first_seq + count, dtype=np.uint64),
+        trail_odata_seq_no=trail,
+        block_number=np.arange(first_block, first_block + count, dtype=np.uint64),
+        previous_lead=previous,
+    )
+    return bytes(data), slots.segment
+
+
+def declared(
+    security,
+    count,
+    block_len,
+    *,
+    options=True,
+    op_code=OpCode.ODATA,
+    first_seq=101,
+    first_block=11,
+    master=7,
+    trail=90,
+    previous=100,
+    sender_time=123456789,
+):
+    """What the declarations make of the same datagrams."""
+    kind = OData if op_code is OpCode.ODATA else RData
+    datagrams = []
+    for place in range(count):
+        number = first_block + place
+        lead = first_seq + place if place == count - 1 else previous
+        packet = kind(
+            master,
+            first_seq + place,
+            trail,
+            application.encode(application.Data(number, block_of(number, block_len))),
+            (fw_lead(lead),) if options else (),
+        )
+        datagrams.append(encode(packet, session_id=SESSION, sender_time=sender_time, security=security))
+    return b"".join(datagrams)
+
+
+def judged(datagram, security):
+    """What the declarations make of one datagram: (header, packet), or the reason to drop it."""
+    try:
+        return decode(datagram, session_id=SESSION, security=security)
+    except WireError as error:
+        return error.reason
+
+
+def check_against_declarations(data, segment, security):
+    """Every row ends in one place, and whatever is in the records is what the declarations read."""
+    records, leftover, dropped = parsed(data, segment, security)
+    batch = batch_of(data, segment)
+    total = -(-len(data) // segment)
+    rows = [] if records is None else records.rows.tolist()
+    rest = leftover.tolist()
+    assert rows == sorted(set(rows))
+    assert rest == sorted(set(rest))
+    assert not set(rows) & set(rest)
+    assert len(rows) + len(rest) + sum(count for _, count in dropped) == total
+    for place, row in enumerate(rows):
+        datagram = bytes(batch.datagram(row))
+        header, packet = judged(datagram, security)
+        assert isinstance(packet, OData | RData)
+        inner = application.decode(packet.data)
+        assert isinstance(inner, application.Data)
+        lead = packet.options
+        assert lead == () or (len(lead) == 1 and lead[0].option_id == 0x0406)
+        assert bool(records.retransmitted[place]) == isinstance(packet, RData)
+        assert int(records.sender_time[place]) == header.sender_time
+        assert int(records.client_id[place]) == packet.client_id
+        assert int(records.odata_seq_no[place]) == packet.odata_seq_no
+        assert int(records.trail_odata_seq_no[place]) == packet.trail_odata_seq_no
+        assert int(records.block_number[place]) == inner.block_number
+        assert int(records.fw_lead[place]) == (int.from_bytes(lead[0].value, "big") if lead else NO_LEAD)
+        assert records.block_len == len(inner.data)
+        assert records.data_len == len(packet.data)
+        assert datagram[records.data_offset : records.data_offset + records.block_len] == inner.data
+    lost = [row for row in range(total) if row not in rows and row not in rest]
+    verdicts = [judged(bytes(batch.datagram(row)), security) for row in lost]
+    assert all(isinstance(verdict, DropReason) for verdict in verdicts)
+    counted = [reason for reason, count in dropped for _ in range(count)]
+    assert sorted(verdicts) == sorted(counted)
+    return records, leftover, dropped
+
+
+# ---------------------------------------------------------------------- building
+
+
+def test_odata_with_a_block_of_1385_bytes_under_hmac_sha256_is_1472_bytes():
+    security = MODES["hash"]()
+    data, segment = slots_of(security, 2, 1385, options=False)
+    assert segment == data_overhead(security) + 1385 == 1472
+    assert data == declared(security, 2, 1385, options=False)
+    records, _, _ = check_against_declarations(data, segment, security)
+    assert len(records) == 2
+
+
+@every_mode
+@pytest.mark.parametrize("block_len", [0, 1, 500, 8785])
+@pytest.mark.parametrize(
+    ("op_code", "options"), [(OpCode.ODATA, True), (OpCode.ODATA, False), (OpCode.RDATA, False)]
+)
+def test_slots_hold_the_bytes_that_the_declarations_build(mode, block_len, op_code, options):
+    security = MODES[mode]()
+    data, segment = slots_of(security, 5, block_len, op_code=op_code, options=options)
+    assert data == declared(security, 5, block_len, op_code=op_code, options=options)
+    records, leftover, dropped = check_against_declarations(data, segment, security)
+    assert (len(records), len(leftover), dropped) == (5, 0, [])
+    assert records.is_one_run()
+
+
+def test_all_but_the_last_of_a_batch_carry_the_previous_lead():
+    data, segment = slots_of(NoSecurity(), 4, 10, first_seq=101, previous=100)
+    records, _, _ = parsed(data, segment, NoSecurity())
+    assert records.fw_lead.tolist() == [100, 100, 100, 104]
+    assert (records.fw_lead >= records.odata_seq_no).tolist() == [False, False, False, True]
+
+
+def test_data_without_the_option_wants_an_ack_for_each():
+    data, segment = slots_of(NoSecurity(), 3, 10, options=False)
+    records, _, _ = parsed(data, segment, NoSecurity())
+    assert (records.fw_lead >= records.odata_seq_no).all()
+
+
+@every_mode
+def test_some_of_the_slots_are_filled_without_touching_the_others(mode):
+    security = MODES[mode]()
+    slots = SlotBuffer(6, 32, session_id=SESSION, security=security, fw_lead=True)
+    for place, view in enumerate(slots.payload):
+        view[:] = block_of(20 + place, 32)
+
+    def fill(start, count):
+        return slots.fill(
+            start,
+            count,
+            op_code=OpCode.ODATA,
+            sender_time=5,
+            client_id=7,
+            odata_seq_no=np.arange(50 + start, 50 + start + count, dtype=np.uint64),
+            trail_odata_seq_no=1,
+            block_number=np.arange(20 + start, 20 + start + count, dtype=np.uint64),
+            previous_lead=49 + start,
+        )
+
+    fields = {"master": 7, "trail": 1, "sender_time": 5}
+    first = fill(0, 2)
+    before = bytes(first)
+    second = bytes(fill(2, 3))
+    assert (
+        bytes(first)
+        == before
+        == declared(security, 2, 32, first_seq=50, first_block=20, previous=49, **fields)
+    )
+    assert second == declared(security, 3, 32, first_seq=52, first_block=22, previous=51, **fields)
+
+
+def test_repairs_may_have_any_numbers():
+    security = ChecksumSecurity()
+    slots = SlotBuffer(3, 8, session_id=SESSION, security=security, fw_lead=False)
+    data = slots.fill(
+        0,
+        3,
+        op_code=OpCode.RDATA,
+        sender_time=1,
+        client_id=2,
+        odata_seq_no=np.array([9, 3, 2**64 - 1], dtype=np.uint64),
+        trail_odata_seq_no=2**63,
+        block_number=np.array([4, 2**40, 1], dtype=np.uint64),
+    )
+    records, _, _ = check_against_declarations(bytes(data), slots.segment, security)
+    assert records.odata_seq_no.tolist() == [9, 3, 2**64 - 1]
+    assert records.block_number.tolist() == [4, 2**40, 1]
+    assert records.retransmitted.all()
+    assert not records.is_one_run()
+
+
+def test_slots_can_be_read_into_and_lie_where_the_layout_says():
+    security = ChecksumSecurity()
+    slots = SlotBuffer(3, 100, session_id=SESSION, security=security, fw_lead=True)
+    assert [len(view) for view in slots.payload] == [100, 100, 100]
+    assert all(not view.readonly for view in slots.payload)
+    assert DataLayout.of(security.data_len).data + 100 + 14 == slots.segment
+    assert slots.segment == data_overhead(security) + 100 + 12
+
+
+# ---------------------------------------------------------------------- one run
+
+
+@pytest.mark.parametrize(
+    ("seqs", "blocks", "one"),
+    [
+        ([5], [9], True),
+        ([5, 6, 7], [9, 10, 11], True),
+        ([5, 7, 8], [9, 10, 11], False),
+        ([5, 6, 7], [9, 11, 12], False),
+        ([7, 6, 5], [9, 10, 11], False),
+        ([5, 5, 6], [9, 9, 10], False),
+        ([2**64 - 1, 0], [1, 2], False),
+        ([1, 2], [2**64 - 1, 0], False),
+    ],
+)
+def test_run_has_numbers_and_blocks_that_go_up_by_one(seqs, blocks, one):
+    slots = SlotBuffer(len(seqs), 8, session_id=SESSION, security=NoSecurity(), fw_lead=True)
+    data = slots.fill(
+        0,
+        len(seqs),
+        op_code=OpCode.ODATA,
+        sender_time=1,
+        client_id=2,
+        odata_seq_no=np.array(seqs, dtype=np.uint64),
+        trail_odata_seq_no=0,
+        block_number=np.array(blocks, dtype=np.uint64),
+    )
+    records, _, _ = parsed(bytes(data), slots.segment, NoSecurity())
+    assert records.is_one_run() is one
+
+
+def test_run_with_a_hole_in_the_batch_is_not_one():
+    data, segment = slots_of(NoSecurity(), 3, 10)
+    stranger = declared(NoSecurity(), 1, 10)
+    stranger = bytes([stranger[0] ^ 1]) + stranger[1:]
+    records, leftover, _ = parsed(data[:segment] + stranger + data[segment:], segment, NoSecurity())
+    assert leftover.tolist() == [1]
+    assert not records.is_one_run()
+
+
+# ---------------------------------------------------------------------- reading what is mixed or cut off
+
+
+@every_mode
+def test_shorter_control_packet_at_the_end_is_left_over(mode):
+    security = MODES[mode]()
+    data, segment = slots_of(security, 4, 100)
+    spm = encode(Spm(1, 7, 1, 2, 3, 4, 5), session_id=SESSION, sender_time=1, security=security)
+    assert len(spm) < segment
+    records, leftover, dropped = check_against_declarations(data + spm, segment, security)
+    assert (records.rows.tolist(), leftover.tolist(), dropped) == ([0, 1, 2, 3], [4], [])
+
+
+def test_control_packets_of_the_same_length_are_left_over_wherever_they_are():
+    security = ChecksumSecurity()
+    data, segment = slots_of(security, 2, 100)
+    overhead = len(encode(Poll(1, 2, b""), session_id=SESSION, sender_time=1, security=security))
+    poll = encode(Poll(1, 2, bytes(segment - overhead)), session_id=SESSION, sender_time=1, security=security)
+    assert len(poll) == segment
+    for data_rows in ([0, 1], [1, 2], [0, 2]):
+        pieces = [poll] * 3
+        for row, start in zip(data_rows, (0, segment), strict=True):
+            pieces[row] = data[start : start + segment]
+        records, leftover, dropped = check_against_declarations(b"".join(pieces), segment, security)
+        if data_rows[0] == 0:
+            assert records.rows.tolist() == data_rows
+            assert len(leftover) == 1
+        assert dropped == []
+
+
+def test_batch_without_any_data_is_left_over_whole():
+    security = ChecksumSecurity()
+    kick = encode(Kick(((1, KickReason.FAIL),) * 30), session_id=SESSION, sender_time=1, security=security)
+    records, leftover, dropped = check_against_declarations(kick * 3, len(kick), security)
+    assert records is None
+    assert (leftover.tolist(), dropped) == ([0, 1, 2], [])
+
+
+@every_mode
+def test_shorter_last_block_is_left_over(mode):
+    security = MODES[mode]()
+    data, segment = slots_of(security, 3, 100)
+    last = declared(security, 1, 40)
+    _, leftover, dropped = check_against_declarations(data + last, segment, security)
+    assert (leftover.tolist(), dropped) == ([3], [])
+
+
+@every_mode
+def test_every_place_to_cut_a_batch_leaves_the_whole_datagrams(mode):
+    security = MODES[mode]()
+    data, segment = slots_of(security, 3, 20)
+    for length in range(1, len(data) + 1, 1 if mode in ("none", "checksum") else 7):
+        records, leftover, _ = check_against_declarations(data[:length], segment, security)
+        whole = length // segment
+        assert (0 if records is None else len(records)) == whole
+        assert leftover.tolist() == ([] if length == whole * segment else [whole])
+
+
+def test_empty_batch_is_nothing():
+    records, leftover, dropped = parsed(b"", 0, NoSecurity())
+    assert (records, len(leftover), dropped) == (None, 0, [])
+
+
+@every_mode
+def test_rdata_without_options_count_is_read_and_odata_is_not(mode):
+    security = MODES[mode]()
+    for op_code, accepted in ((OpCode.RDATA, True), (OpCode.ODATA, False)):
+        whole = declared(security, 1, 30, op_code=op_code, options=False)
+        body = whole[security.header_len : -2]
+        short = security.seal(body) + body
+        records, leftover, dropped = check_against_declarations(short * 2, len(short), security)
+        assert (records is not None) is accepted
+        assert (len(leftover), dropped) == (0 if accepted else 2, [])
+        assert isinstance(judged(short, security), tuple) is accepted
+
+
+@every_mode
+def test_packets_of_another_session_are_left_over(mode):
+    security = MODES[mode]()
+    data, segment = slots_of(security, 3, 30)
+    records, leftover, dropped = parse_data(
+        batch_of(data, segment), session_id=SESSION + 1, security=security
+    )
+    assert records is None
+    assert (leftover.tolist(), dropped) == ([0, 1, 2], [])
+
+
+@pytest.mark.parametrize("sender", MODES)
+@pytest.mark.parametrize("reader", MODES)
+def test_other_security_modes_never_pass(sender, reader):
+    if sender == reader:
+        return
+    data, segment = slots_of(MODES[sender](), 3, 30)
+    records, _, _ = parsed(data, segment, MODES[reader]())
+    assert records is None
+
+
+def test_wrong_key_is_dropped_and_counted():
+    data, segment = slots_of(HashSecurity(b"one key"), 3, 30)
+    records, leftover, dropped = parsed(data, segment, HashSecurity(b"another"))
+    assert records is None
+    assert not len(leftover)
+    assert sum(count for reason, count in dropped if reason is DropReason.HMAC) == 3
+
+
+@pytest.mark.parametrize("bad", [[0], [1], [2], [0, 1], [0, 2], [0, 1, 2]])
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [("checksum", DropReason.CHECKSUM), ("hash", DropReason.HMAC), ("sign", DropReason.SIGNATURE)],
+)
+def test_datagrams_that_are_not_authentic_are_dropped_and_the_others_kept(mode, reason, bad):
+    security = MODES[mode]()
+    data, segment = slots_of(security, 3, 30)
+    data = bytearray(data)
+    for row in bad:
+        data[row * segment + DataLayout.of(security.data_len).data + 5] ^= 4
+    records, leftover, dropped = check_against_declarations(bytes(data), segment, security)
+    assert ([] if records is None else records.rows.tolist()) == [row for row in range(3) if row not in bad]
+    assert not len(leftover)
+    assert sum(count for why, count in dropped if why is reason) == len(bad)
+
+
+def test_batch_larger_than_any_table_is_read():
+    data, segment = slots_of(NoSecurity(), 1600, 4)
+    records, leftover, dropped = parsed(data, segment, NoSecurity())
+    assert (len(records), len(leftover), dropped) == (1600, 0, [])
+    assert records.odata_seq_no.tolist() == list(range(101, 1701))
+    assert records.rows.tolist() == list(range(1600))
+
+
+# ---------------------------------------------------------------------- reading what is broken
+
+
+@st.composite
+def broken_batches(draw):
+    mode = draw(st.sampled_from(["none", "checksum", "checksum", "hash", "sign"]))
+    security = MODES[mode]()
+    op_code, options = draw(
+        st.sampled_from([(OpCode.ODATA, True), (OpCode.ODATA, False), (OpCode.RDATA, False)])
+    )
+    count, block_len = draw(st.integers(1, 5)), draw(st.sampled_from([0, 1, 2, 13, 14, 40]))
+    data, segment = slots_of(security, count, block_len, op_code=op_code, options=options)
+    data = bytearray(data)
+    head = DataLayout.of(security.data_len).data
+    for _ in range(draw(st.integers(0, 6))):
+        row = draw(st.integers(0, count - 1))
+        # The header and the options decide; SecurityData and the block are hit now and then.
+        offset = draw(
+            st.one_of(
+                st.integers(0, 4),
+                st.integers(security.header_len, head - 1),
+                st.integers(head, segment - 1),
+                st.integers(max(0, segment - 16), segment - 1),
+                st.integers(0, segment - 1),
+            )
+        )
+        if offset < segment:
+            place = row * segment + offset
+            data[place] = draw(
+                st.one_of(
+                    st.integers(0, 255), st.just(data[place] ^ 1), st.sampled_from([0, 1, 6, 7, 13, 14])
+                )
+            )
+    for row in draw(st.sets(st.integers(0, count - 1))):
+        # Sealed again, so that it is judged by its fields.
+        start = row * segment
+        body = bytes(data[start + security.header_len : start + segment])
+        data[start : start + security.header_len] = security.seal(body)
+    if draw(st.integers(0, 3)) == 0:
+        data += encode(
+            Nack(7, 1, 0, ((1, 2),) * draw(st.integers(0, 4))),
+            session_id=SESSION,
+            sender_time=1,
+            security=security,
+        )[:segment]
+    if draw(st.integers(0, 3)) == 0:
+        data = data[: draw(st.integers(1, len(data)))]
+    return bytes(data), segment, security
+
+
+@given(broken_batches())
+@settings(max_examples=250, deadline=None)
+def test_whatever_is_broken_the_fast_form_agrees_with_the_declarations(case):
+    data, segment, security = case
+    records, leftover, _ = check_against_declarations(data, segment, security)
+    batch = batch_of(data, segment)
+    rows = set() if records is None else set(records.rows.tolist())
+    for row in range(-(-len(data) // segment)):
+        verdict = judged(bytes(batch.datagram(row)), security)
+        if isinstance(verdict, tuple):
+            # Nothing that the declarations accept is lost, and nothing but data is in the records.
+            assert (row in rows) != (row in leftover)
+            if not isinstance(verdict[1], OData | RData):
+                assert row in leftover
+
+
+@given(st.binary(min_size=1, max_size=300), st.integers(1, 320), st.sampled_from(sorted(MODES)))
+@settings(max_examples=100, deadline=None)
+def test_any_bytes_are_judged_like_the_declarations_judge_them(data, segment, mode):
+    check_against_declarations(data, segment, MODES[mode]())
+
+
+@given(st.integers(1, 4), st.integers(0, 30), st.binary(max_size=8), st.integers(1, 200))
+@settings(max_examples=60, deadline=None)
+def test_segment_that_does_not_fit_the_datagrams_accepts_nothing_wrong(count, block_len, rest, segment):
+    security = ChecksumSecurity()
+    data, _ = slots_of(security, count, block_len)
+    check_against_declarations(data + rest, segment, security)
+
+
+# ---------------------------------------------------------------------- a lone datagram
+
+
+@every_mode
+@pytest.mark.parametrize("kind", [OData, RData])
+@pytest.mark.parametrize(
+    ("options", "lead"),
+    [
+        ((), NO_LEAD),
+        ((fw_lead(77),), 77),
+        ((Option(0x0999, b"abc"),), NO_LEAD),
+        ((Option(0x0999, b""), fw_lead(0)), 0),
+    ],
+)
+def test_record_of_one_datagram_is_what_was_decoded(mode, kind, options, lead):
+    security = MODES[mode]()
+    inner = application.Data(2**40, block_of(3, 33))
+    packet = kind(9, 2**50, 2**49, application.encode(inner), options)
+    datagram = encode(packet, session_id=SESSION, sender_time=2**60, security=security)
+    _, read = decode(datagram, session_id=SESSION, security=security)
+    record = record_of(read, batch_of(datagram, len(datagram)), security)
+    assert len(record) == 1
+    assert record.rows.tolist() == [0]
+    assert record.retransmitted.tolist() == [kind is RData]
+    assert record.sender_time.tolist() == [2**60]
+    assert record.client_id.tolist() == [9]
+    assert record.odata_seq_no.tolist() == [2**50]
+    assert record.trail_odata_seq_no.tolist() == [2**49]
+    assert record.block_number.tolist() == [2**40]
+    assert record.fw_lead.tolist() == [lead]
+    assert (record.block_len, record.data_len) == (33, 46)
+    assert datagram[record.data_offset : record.data_offset + 33] == inner.data
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        application.encode(application.Data(1, b""))[:-1],
+        application.encode(application.SrvCir()),
+        application.encode(application.CntCir(1, 2, ((1, 2),))),
+        application.encode(application.Data(1, b"abc")) + b"\0",
+        application.encode(application.Data(1, b"abc"))[:-1],
+        b"\x00\x10\x03" + bytes(8) + b"\x00\x02abc",
+        b"\x00\x10\x02" + bytes(8) + b"\x00\x03abc",
+    ],
+)
+def test_payload_that_is_no_data_packet_has_no_record(payload):
+    datagram = encode(OData(1, 1, 1, payload), session_id=SESSION, sender_time=1, security=NoSecurity())
+    _, packet = decode(datagram, session_id=SESSION, security=NoSecurity())
+    assert record_of(packet, batch_of(datagram, len(datagram)), NoSecurity()) is None
+
+
+@given(st.binary(max_size=30))
+def test_record_exists_exactly_where_the_declaration_reads_data(payload):
+    datagram = encode(OData(1, 1, 1, payload), session_id=SESSION, sender_time=1, security=NoSecurity())
+    _, packet = decode(datagram, session_id=SESSION, security=NoSecurity())
+    record = record_of(packet, batch_of(datagram, len(datagram)), NoSecurity())
+    try:
+        inner = application.decode(payload)
+    except WireError:
+        inner = None
+    assert (record is not None) == isinstance(inner, application.Data)
+
+
+# ---------------------------------------------------------------------- ACK
+
+u64 = st.integers(0, 2**64 - 1)
+acks = st.builds(Ack, st.integers(0, 2**32 - 1), u64, u64, u64, st.integers(0, LOSS_SCALE))
+
+
+@every_mode
+@given(ack=acks, sender_time=u64)
+@settings(max_examples=25, deadline=None)
+def test_ack_is_encoded_and_decoded_like_the_declaration_does(mode, ack, sender_time):
+    security = MODES[mode]()
+    fast = encode_ack(ack, session_id=SESSION, sender_time=sender_time, security=security)
+    assert fast == encode(ack, session_id=SESSION, sender_time=sender_time, security=security)
+    assert decode_ack(memoryview(fast), session_id=SESSION, security=security) == ack
+
+
+@st.composite
+def broken_acks(draw):
+    security = MODES[draw(st.sampled_from(sorted(MODES)))]()
+    data = bytearray(encode_ack(draw(acks), session_id=SESSION, sender_time=1, security=security))
+    for _ in range(draw(st.integers(0, 4))):
+        data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
+    match draw(st.integers(0, 4)):
+        case 0:
+            data = data[: draw(st.integers(0, len(data)))]
+        case 1:
+            data += draw(st.binary(max_size=4))
+    if len(data) > security.header_len and draw(st.booleans()):
+        data[: security.header_len] = security.seal(bytes(data[security.header_len :]))
+    return bytes(data), security
+
+
+@given(broken_acks())
+@settings(max_examples=150, deadline=None)
+def test_fast_ack_is_never_read_where_the_declaration_reads_something_else(case):
+    data, security = case
+    ack = decode_ack(memoryview(data), session_id=SESSION, security=security)
+    if ack is not None:
+        _, packet = judged(data, security)
+        assert ack == packet
+
+
+def test_loss_rate_above_one_is_left_to_the_declaration():
+    security = ChecksumSecurity()
+    data = bytearray(encode_ack(Ack(1, 2, 3, 4, 0), session_id=SESSION, sender_time=1, security=security))
+    data[-10:-2] = (LOSS_SCALE + 1).to_bytes(8, "big")
+    data[: security.header_len] = security.seal(bytes(data[security.header_len :]))
+    assert decode_ack(memoryview(data), session_id=SESSION, security=security) is None
+    assert judged(bytes(data), security) is DropReason.FIELD
+
+
+def test_ack_of_another_session_or_form_is_left_to_the_declaration():
+    security = ChecksumSecurity()
+    data = encode_ack(Ack(1, 2, 3, 4, 5), session_id=SESSION, sender_time=1, security=security)
+    assert decode_ack(memoryview(data), session_id=SESSION + 1, security=security) is None
+    body = data[security.header_len : -2]
+    short = security.seal(body) + body
+    assert decode_ack(memoryview(short), session_id=SESSION, security=security) is None
+    assert judged(short, security)[1] == Ack(1, 2, 3, 4, 5)
+
+
+# ---------------------------------------------------------------------- Batch
+
+
+def test_batch_hands_out_its_datagrams_without_copying():
+    data = bytearray(b"aaabbbcc")
+    batch = batch_of(data, 3)
+    assert [bytes(each) for each in batch.datagrams()] == [b"aaa", b"bbb", b"cc"]
+    assert [bytes(batch.datagram(row)) for row in range(3)] == [b"aaa", b"bbb", b"cc"]
+    data[0] = ord("x")
+    assert bytes(batch.datagram(0)) == b"xaa"
+
+
+def test_batch_of_one_is_its_buffer():
+    assert [bytes(each) for each in batch_of(b"abc", 3).datagrams()] == [b"abc"]
+    assert list(batch_of(b"", 0).datagrams()) == []
