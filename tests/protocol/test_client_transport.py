@@ -1,0 +1,881 @@
+"""The client's transport, state by state: a script of packets and times, and what it sends."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from literal_client import LiteralClient
+from protocol_scripts import NO_LEAD, ClientScript, T, ms, records
+
+from wdstransport.protocol.client_transport import ClientState
+from wdstransport.protocol.events import BlocksArrived, Demoted, Departed, Joined, Left
+from wdstransport.protocol.parameters import ClientParameters
+from wdstransport.protocol.timers import ClientTimer
+from wdstransport.wire.application import CntCir, ProgressReport, SrvCir, decode, encode
+from wdstransport.wire.options import CAP_MULTISTREAM, OptionId, cpu_util, find
+from wdstransport.wire.transport import (
+    Ack,
+    Demote,
+    DropReason,
+    Join,
+    JoinAck,
+    Kick,
+    KickReason,
+    Leave,
+    LeaveReason,
+    Nack,
+    Ncf,
+    OData,
+    Poll,
+    PollAck,
+    Qcc,
+    Qcr,
+    Spm,
+)
+
+ME = 7
+OTHER = 8
+
+
+@pytest.fixture
+def client():
+    """In RegularState since T, as client 7."""
+    return ClientScript().regular(client_id=ME)
+
+
+def test_defaults_are_the_documents():
+    defaults = ClientParameters()
+    assert defaults.inactivity_timeout == 30.0
+    assert defaults.join_interval == 0.5
+    assert defaults.max_leave_delay == 0.2
+    assert defaults.force_qcc_interval == 20.0
+    assert defaults.max_cache_size == 2_097_152
+
+
+# ---------------------------------------------------------------------- Join state
+
+
+def test_client_begins_with_a_join_that_names_it_and_its_capability():
+    script = ClientScript()
+    (join,) = script.sent()
+    assert isinstance(join, Join)
+    assert (join.client_name, join.ip_address, join.mac_address) == ("pc", bytes(4), bytes(6))
+    assert CAP_MULTISTREAM in find(join.options, OptionId.CAPABILITIES)
+    assert script.transport.state is ClientState.JOIN
+
+
+def test_join_is_repeated_every_500_ms_until_it_is_answered():
+    script = ClientScript()
+    script.sent()
+    script.transport.handle_timers(T + 0.499)
+    assert script.sent() == []
+    for times in range(1, 6):
+        script.transport.handle_timers(T + 0.5 * times)
+        assert [type(packet) for packet in script.sent()] == [Join]
+    script.receive(JoinAck(ME, 1, 1, 0, ms(T)), T + 2.6)
+    script.sent()
+    script.transport.handle_timers(T + 10)
+    assert script.sent(Join) == []
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        Spm(1, ME, 0, 0, 0, 5, 0),
+        Qcc(1, 100),
+        Poll(1, 100, b""),
+        Ncf(()),
+        Kick(((0, KickReason.FAIL),)),
+        Demote(1, bytes(4), 1, bytes(4), 1, (0,)),
+    ],
+    ids=lambda packet: type(packet).__name__,
+)
+def test_join_state_ignores_everything_but_joinack(packet):
+    script = ClientScript()
+    script.sent()
+    deadline = script.timers.next_deadline()
+    assert script.receive(packet, T + 0.1) is DropReason.STATE
+    assert script.transport.state is ClientState.JOIN
+    assert (script.sent(), script.events()) == ([], [])
+    assert script.data.first == 0
+    assert script.timers.next_deadline() == deadline
+
+
+def test_join_state_ignores_data():
+    script = ClientScript()
+    script.sent()
+    assert script.odata(T + 0.1, 1, 2, 3) == [(DropReason.STATE, 3)]
+    assert (script.sent(), script.events(), script.data.first) == ([], [], 0)
+
+
+def test_joinack_is_answered_with_an_empty_qcr_that_echoes_its_sender_time():
+    script = ClientScript()
+    script.sent()
+    assert script.receive(JoinAck(ME, 20, 35, 10, ms(T)), T + 0.01, sender_time=4711) is None
+    assert script.sent() == [Qcr(ME, 0, 0, 4711, 0, 0, b"")]
+    assert script.transport.state is ClientState.REGULAR
+    assert script.transport.client_id == ME
+    assert (script.data.min_nack_back_off, script.data.max_nack_back_off) == (0.020, 0.035)
+    assert script.events() == [Joined(ME)]
+
+
+def test_joinack_arms_force_qcc_and_disarms_join():
+    script = ClientScript()
+    script.receive(JoinAck(ME, 0, 0, 0, ms(T)), T + 0.25)
+    assert ClientTimer.JOIN not in script.timers
+    assert script.timers.get(ClientTimer.FORCE_QCC) == T + 20.25
+
+
+def test_second_joinack_means_that_the_qcr_was_lost(client):
+    client.transport.handle_timers(T + 0.3)
+    assert client.receive(JoinAck(ME, 4, 9, 0, ms(T)), T + 0.5, sender_time=99) is None
+    assert client.sent() == [Qcr(ME, 0, 0, 99, 0, 0, b"")]
+    assert client.data.max_nack_back_off == 0.009
+    assert client.events() == []
+    assert client.timers.get(ClientTimer.FORCE_QCC) == T + 20.5
+
+
+def test_qcr_to_a_repeated_joinack_reports_nothing_though_data_came(client):
+    client.odata(T, 1, 2, 9)
+    client.sent()
+    client.receive(JoinAck(ME, 0, 0, 0, ms(T)), T + 0.5, sender_time=99)
+    assert client.sent(Qcr) == [Qcr(ME, 0, 0, 99, 0, 0, b"")]
+
+
+@pytest.mark.parametrize("wrong", [ms(T) - 1, ms(T) + 501, 0, 2**64 - 1])
+def test_joinack_that_echoes_no_join_of_ours_is_not_for_us(wrong):
+    script = ClientScript()
+    script.transport.handle_timers(T + 0.5)
+    script.sent()
+    assert script.receive(JoinAck(ME, 0, 0, 0, wrong), T + 0.5) is DropReason.NOT_FOR_US
+    assert script.transport.state is ClientState.JOIN
+    assert script.sent() == []
+
+
+def test_joinack_to_an_earlier_join_is_accepted():
+    script = ClientScript()
+    for times in range(1, 4):
+        script.transport.handle_timers(T + 0.5 * times)
+    assert script.receive(JoinAck(ME, 0, 0, 0, ms(T)), T + 1.6) is None
+    assert script.transport.state is ClientState.REGULAR
+
+
+def test_joinack_to_a_join_of_the_clocks_first_millisecond_is_accepted_after_the_second():
+    script = ClientScript(now=0.0)
+    script.transport.handle_timers(0.5)
+    script.sent()
+    assert script.receive(JoinAck(ME, 0, 0, 0, 0), 0.6) is None
+
+
+def test_time_in_session_starts_with_the_first_joinack_only():
+    script = ClientScript()
+    script.regular(T + 5)
+    script.receive(JoinAck(ME, 0, 0, 0, ms(T + 5)), T + 9)
+    assert decode(script.application.progress_packet(T + 15)).time_in_session == 10
+
+
+# ---------------------------------------------------------------------- inactivity
+
+
+def test_client_that_never_hears_a_server_is_over_without_a_leave():
+    script = ClientScript()
+    script.transport.handle_timers(T + 29.9)
+    assert script.transport.state is ClientState.JOIN
+    script.sent()
+    script.transport.handle_timers(T + 30)
+    assert script.sent(Leave) == []
+    assert script.events() == [Departed(Left.INACTIVE)]
+    assert script.transport.state is ClientState.OVER
+    assert script.timers.next_deadline() == math.inf
+
+
+def test_silent_server_is_left_after_30_seconds_as_inactive(client):
+    client.transport.heard(T + 10)
+    client.transport.handle_timers(T + 39.9)
+    assert client.transport.state is ClientState.REGULAR
+    client.sent()
+    client.transport.handle_timers(T + 40)
+    assert client.transport.state is ClientState.LEAVING
+    client.transport.handle_timers(T + 40.2)
+    assert client.sent() == [Leave(ME, LeaveReason.INACTIVE)]
+    assert client.events() == [Departed(Left.INACTIVE)]
+
+
+def test_hearing_the_server_while_leaving_does_not_bring_the_timer_back(client):
+    client.transport.leave(LeaveReason.COMPLETE, T, Departed(Left.COMPLETE))
+    client.transport.heard(T)
+    assert ClientTimer.INACTIVITY not in client.timers
+
+
+# ---------------------------------------------------------------------- POLL
+
+
+def poll(seq, back_off=200):
+    return Poll(seq, back_off, encode(SrvCir()))
+
+
+def test_poll_is_answered_within_its_back_off_with_the_missing_ranges(client):
+    client.application.data(1, 40_000)
+    assert client.receive(poll(1), T + 1) is None
+    due = client.timers.get(ClientTimer.POLL)
+    assert T + 1 <= due <= T + 1.2
+    assert client.sent() == []
+    client.transport.handle_timers(due)
+    (answer,) = client.sent()
+    assert (answer.client_id, answer.poll_seq_no) == (ME, 1)
+    assert isinstance(answer, PollAck)
+    assert decode(answer.app_data) == CntCir(
+        progress=40, time_in_session=int(due - T), ranges=((40_001, 100_000),)
+    )
+
+
+def test_poll_draws_spread_over_the_whole_back_off():
+    draws = []
+    for seed in range(60):
+        script = ClientScript(seed=seed).regular()
+        script.receive(poll(1, 1000), T)
+        draws.append(script.timers.get(ClientTimer.POLL) - T)
+    assert min(draws) < 0.1
+    assert max(draws) > 0.9
+    assert all(0 <= draw <= 1 for draw in draws)
+
+
+def test_poll_answer_tells_what_is_missing_when_it_is_sent(client):
+    client.receive(poll(1), T)
+    client.application.data(1, 10)
+    client.transport.handle_timers(T + 0.2)
+    assert decode(client.sent(PollAck)[0].app_data).ranges == ((11, 100_000),)
+
+
+@pytest.mark.parametrize("seq", [3, 4])
+def test_stale_poll_is_not_answered(client, seq):
+    client.receive(poll(4), T)
+    client.transport.handle_timers(T + 0.2)
+    client.sent()
+    assert client.receive(poll(seq), T + 1) is DropReason.STALE
+    assert ClientTimer.POLL not in client.timers
+
+
+def test_newer_poll_replaces_the_one_that_waits(client):
+    client.receive(poll(1), T)
+    client.receive(poll(2), T + 0.01)
+    client.transport.handle_timers(T + 1)
+    assert [packet.poll_seq_no for packet in client.sent(PollAck)] == [2]
+
+
+@pytest.mark.parametrize("payload", [b"", b"\x00\x03\x09", encode(ProgressReport(1, 1))])
+def test_poll_without_a_query_inside_is_not_answered(client, payload):
+    client.receive(Poll(1, 0, payload), T)
+    client.transport.handle_timers(T + 1)
+    assert client.sent(PollAck) == []
+
+
+# ---------------------------------------------------------------------- QCC, and QCR unasked
+
+
+def test_qcc_is_answered_within_its_back_off_with_all_that_is_measured(client):
+    client.odata(T, 1, 5)
+    client.sent()
+    rate = round(client.data.loss.rate * 10**16)
+    assert client.receive(Qcc(3, 400), T + 1, sender_time=4712) is None
+    due = client.timers.get(ClientTimer.QCC)
+    assert T + 1 <= due <= T + 1.4
+    client.transport.handle_timers(T + 1.4)
+    (answer,) = client.sent(Qcr)
+    assert answer == Qcr(ME, 3, 400, 4712, 5, rate, answer.app_data)
+    assert rate > 0
+    assert decode(answer.app_data) == ProgressReport(time_in_session=1, progress=0)
+
+
+def test_qcr_says_how_long_it_waited_by_the_clock(client):
+    client.receive(Qcc(1, 400), T + 1, sender_time=1)
+    client.transport.handle_timers(T + 1.75)
+    assert client.sent(Qcr)[0].back_off == 750
+
+
+def test_qcc_draws_spread_over_the_whole_back_off():
+    draws = []
+    for seed in range(60):
+        script = ClientScript(seed=seed).regular()
+        script.receive(Qcc(1, 1000), T)
+        draws.append(script.timers.get(ClientTimer.QCC) - T)
+    assert min(draws) < 0.1
+    assert max(draws) > 0.9
+    assert all(0 <= draw <= 1 for draw in draws)
+
+
+@pytest.mark.parametrize("seq", [5, 6])
+def test_stale_qcc_is_not_answered(client, seq):
+    client.receive(Qcc(6, 10), T, sender_time=1)
+    client.transport.handle_timers(T + 1)
+    client.sent()
+    assert client.receive(Qcc(seq, 10), T + 1, sender_time=2) is DropReason.STALE
+    client.transport.handle_timers(T + 2)
+    assert client.sent(Qcr) == []
+
+
+def test_stale_qcc_does_not_change_the_answer_that_waits(client):
+    client.receive(Qcc(6, 100), T, sender_time=11)
+    client.receive(Qcc(5, 100), T + 0.05, sender_time=22)
+    client.transport.handle_timers(T + 0.1)
+    (answer,) = client.sent(Qcr)
+    assert (answer.qcc_seq_no, answer.server_time, answer.back_off) == (6, 11, 100)
+
+
+def test_qcr_carries_the_utilization_it_was_given(client):
+    client.transport.utilization = (cpu_util(12),)
+    client.receive(Qcc(1, 0), T)
+    client.transport.handle_timers(T)
+    assert client.sent(Qcr)[0].options == (cpu_util(12),)
+
+
+def test_client_without_qcc_reports_every_20_seconds_by_itself(client):
+    client.odata(T, 1, 2)
+    client.sent()
+    for turn in (1, 2):
+        client.transport.heard(T + 20 * turn - 1)
+        client.transport.handle_timers(T + 20 * turn - 0.001)
+        assert client.sent(Qcr) == []
+        client.transport.handle_timers(T + 20 * turn)
+        (report,) = client.sent(Qcr)
+        assert (report.client_id, report.qcc_seq_no, report.back_off, report.server_time) == (ME, 0, 0, 0)
+        assert report.hi_odata_seq_no == 2
+        assert decode(report.app_data) == ProgressReport(20 * turn, 0)
+
+
+def test_answered_qcc_postpones_the_voluntary_report(client):
+    client.receive(Qcc(1, 0), T + 15)
+    client.transport.heard(T + 15)
+    client.transport.handle_timers(T + 15)
+    client.sent()
+    assert client.timers.get(ClientTimer.FORCE_QCC) == T + 35
+
+
+# ---------------------------------------------------------------------- SPM and ACK
+
+
+def test_master_acknowledges_every_spm_with_its_sender_time(client):
+    client.odata(T, 1, 2, 4)
+    client.sent()
+    assert client.spm(T + 1, 1, master=ME, trail=1, lead=4, sender_time=31) is None
+    (ack,) = client.sent(Ack)
+    assert ack == Ack(ME, 2, 31, 4, round(client.data.loss.rate * 10**16))
+
+
+def test_master_acknowledges_an_spm_before_any_data(client):
+    client.spm(T, 1, master=ME, sender_time=31)
+    assert client.sent() == [Ack(ME, 0, 31, 0, 0)]
+
+
+def test_who_is_not_the_master_does_not_acknowledge(client):
+    client.spm(T, 1, master=OTHER, trail=1, lead=4)
+    client.odata(T, 5, 6, master=OTHER)
+    assert client.sent(Ack) == []
+
+
+def test_stale_spm_is_not_acknowledged(client):
+    client.spm(T, 2, master=ME)
+    client.sent()
+    assert client.spm(T, 2, master=ME) is DropReason.STALE
+    assert client.spm(T, 1, master=ME) is DropReason.STALE
+    assert client.sent() == []
+
+
+def test_spm_alone_shows_the_loss_of_the_tail(client):
+    client.odata(T, 1, 2)
+    client.sent()
+    client.spm(T + 1, 1, master=ME, trail=1, lead=6)
+    assert client.sent(Nack)[0].ranges == ((3, 6),)
+
+
+def test_master_acknowledges_every_packet_without_fw_lead(client):
+    client.odata(T, 1, 2, 3, master=ME, times=[11, 12, 13])
+    assert [(ack.odata_seq_no, ack.server_time) for ack in client.sent(Ack)] == [(1, 11), (2, 12), (3, 13)]
+
+
+def test_fw_lead_below_the_packet_excuses_it_from_an_ack(client):
+    client.odata(T, 1, 2, 3, master=ME, leads=[0, 0, 3], times=[11, 12, 13])
+    assert [(ack.odata_seq_no, ack.server_time) for ack in client.sent(Ack)] == [(3, 13)]
+
+
+def test_fw_lead_above_the_packet_wants_an_ack(client):
+    client.odata(T, 1, 2, master=ME, leads=[5, 1])
+    assert [ack.odata_seq_no for ack in client.sent(Ack)] == [1]
+
+
+def test_ack_never_covers_a_packet_that_did_not_come(client):
+    client.odata(T, 1, 2, master=ME)
+    client.sent()
+    client.odata(T, 4, 5, 6, master=ME)
+    acks = client.sent(Ack)
+    assert [ack.odata_seq_no for ack in acks] == [2, 2, 2]
+    assert acks[-1].hi_odata_seq_no == 6
+
+
+def test_repair_that_fills_the_gap_lets_the_ack_jump(client):
+    client.odata(T, 1, 2, 4, 5, 6, master=ME)
+    client.sent()
+    client.odata(T, 3, master=ME, rdata=True)
+    assert [ack.odata_seq_no for ack in client.sent(Ack)] == [6]
+
+
+def test_ack_carries_the_loss_rate_scaled(client):
+    client.odata(T, 1, 3, master=ME)
+    (ack,) = client.sent(Ack)[-1:]
+    assert ack.loss_rate == round(client.data.loss.rate * 10**16) > 10**13
+
+
+def test_ack_of_a_trail_is_up_to_the_packet_before_it(client):
+    client.odata(T, 1, 9, master=ME)
+    client.sent()
+    client.spm(T + 1, 1, master=ME, trail=5, lead=9)
+    assert client.sent(Ack)[0].odata_seq_no == 4
+
+
+# ---------------------------------------------------------------------- NACK
+
+
+def test_master_asks_for_lost_packets_at_once(client):
+    client.odata(T, 1, 4, master=ME)
+    (nack,) = client.sent(Nack)
+    assert nack == Nack(ME, 4, round(client.data.loss.rate * 10**16), ((2, 3),))
+
+
+def test_others_wait_between_the_two_back_offs_first():
+    draws = []
+    for seed in range(40):
+        script = ClientScript(seed=seed).regular(low=100, high=300)
+        script.odata(T, 1, 4, master=OTHER)
+        assert script.sent(Nack) == []
+        draws.append(script.timers.get(ClientTimer.NACK) - T)
+    assert all(0.0999 <= draw <= 0.3001 for draw in draws)
+    assert min(draws) < 0.15
+    assert max(draws) > 0.25
+
+
+def test_nack_is_repeated_until_nothing_is_missing(client):
+    client.spm(T, 1, master=OTHER, low=100, high=300, trail=1, lead=0)
+    client.odata(T, 1, 5, 9, master=OTHER)
+    for _ in range(4):
+        due = client.timers.get(ClientTimer.NACK)
+        client.transport.handle_timers(due)
+        assert client.sent(Nack)[0].ranges == ((2, 4), (6, 8))
+        assert due + 0.1 - 1e-6 <= client.timers.get(ClientTimer.NACK) <= due + 0.3 + 1e-6
+    client.odata(due, 2, 3, 4, 6, 7, 8, master=OTHER)
+    client.transport.handle_timers(due + 1)
+    assert client.sent(Nack) == []
+    assert ClientTimer.NACK not in client.timers
+
+
+def test_nack_names_what_is_missing_when_it_is_sent(client):
+    client.spm(T, 1, master=OTHER, low=100, high=100)
+    client.odata(T, 1, 5, master=OTHER)
+    client.odata(T + 0.05, 3, master=OTHER)
+    client.transport.handle_timers(T + 0.1 + 1e-6)
+    assert client.sent(Nack)[0].ranges == ((2, 2), (4, 4))
+
+
+def test_second_loss_does_not_start_a_second_timer(client):
+    client.spm(T, 1, master=OTHER, low=100, high=100)
+    client.odata(T, 1, 3, master=OTHER)
+    due = client.timers.get(ClientTimer.NACK)
+    client.odata(T + 0.05, 5, master=OTHER)
+    assert client.timers.get(ClientTimer.NACK) == due
+
+
+def test_master_does_not_nack_again_while_its_timer_runs(client):
+    client.spm(T, 1, master=ME, low=100, high=100)
+    client.odata(T, 1, 3, master=ME)
+    assert len(client.sent(Nack)) == 1
+    client.odata(T + 0.05, 5, master=ME)
+    assert client.sent(Nack) == []
+    client.transport.handle_timers(T + 0.1 + 1e-6)
+    assert client.sent(Nack)[0].ranges == ((2, 2), (4, 4))
+
+
+def test_batch_that_loses_and_repairs_is_silent(client):
+    client.odata(T, 1, 3, 2, master=ME)
+    assert client.sent(Nack) == []
+
+
+def test_one_nack_holds_at_most_80_ranges_and_the_lowest(client):
+    client.odata(T, *range(1, 400, 2), master=ME)
+    ranges = client.sent(Nack)[0].ranges
+    assert len(ranges) == 80
+    assert ranges[0] == (2, 2)
+    assert ranges[-1] == (160, 160)
+
+
+def test_back_off_of_zero_does_not_spin(client):
+    client.spm(T, 1, master=OTHER, low=0, high=0)
+    client.odata(T, 1, 3, master=OTHER)
+    for _ in range(3):
+        due = client.timers.get(ClientTimer.NACK)
+        client.transport.handle_timers(due)
+        assert client.timers.get(ClientTimer.NACK) > due
+
+
+def test_back_offs_in_the_wrong_order_are_still_a_range(client):
+    client.spm(T, 1, master=OTHER, low=300, high=100)
+    client.odata(T, 1, 3, master=OTHER)
+    assert T + 0.1 - 1e-6 <= client.timers.get(ClientTimer.NACK) <= T + 0.3 + 1e-6
+
+
+def test_ncf_changes_nothing(client):
+    client.spm(T, 1, master=OTHER, low=100, high=100)
+    client.odata(T, 1, 3, master=OTHER)
+    due = client.timers.get(ClientTimer.NACK)
+    assert client.receive(Ncf(((2, 2),)), T + 0.01) is None
+    assert client.timers.get(ClientTimer.NACK) == due
+    assert list(client.data.missing) == [(2, 2)]
+
+
+# ---------------------------------------------------------------------- blocks and the cache
+
+
+def arrived(script):
+    return [
+        (event.first_row, event.first_block, event.count, event.charged)
+        for event in script.events()
+        if isinstance(event, BlocksArrived)
+    ]
+
+
+def test_consecutive_blocks_of_a_batch_are_one_event(client):
+    client.odata(T, (1, 11), (2, 12), (3, 13))
+    (event,) = client.events()
+    assert (event.first_row, event.count, event.first_block) == (0, 3, 11)
+    assert (event.data_offset, event.block_len, event.charged) == (53, 10, 69)
+
+
+def test_blocks_that_do_not_follow_each_other_are_apart(client):
+    client.odata(T, (1, 11), (2, 12), (3, 20), (5, 21))
+    assert arrived(client) == [(0, 11, 2, 46), (2, 20, 1, 23), (3, 21, 1, 23)]
+
+
+def test_known_blocks_are_left_out_and_not_charged(client):
+    client.application.data(12, 1)
+    client.odata(T, (1, 11), (2, 12), (3, 13))
+    assert arrived(client) == [(0, 11, 1, 23), (2, 13, 1, 23)]
+    assert client.transport.cache_used == 46
+    assert client.application.duplicates == 1
+
+
+def test_rdata_delivers_like_odata(client):
+    client.odata(T, (1, 11), (3, 13))
+    client.events()
+    client.odata(T, (2, 12), rdata=True)
+    assert arrived(client) == [(0, 12, 1, 23)]
+    assert list(client.data.missing) == []
+
+
+def test_full_cache_refuses_with_one_empty_nack():
+    script = ClientScript(max_cache_size=50).regular()
+    script.odata(T, 1, 2, 3, 4)
+    assert arrived(script) == [(0, 1, 2, 46)]
+    assert script.transport.refused == 2
+    rate = round(script.data.loss.rate * 10**16)
+    assert script.sent(Nack) == [Nack(ME, 4, rate, ())]
+
+
+def test_zero_nack_scales_its_loss_rate():
+    script = ClientScript(max_cache_size=20).regular()
+    script.odata(T, 1)
+    script.sent()
+    script.odata(T, 3)
+    (zero,) = [nack for nack in script.sent(Nack) if not nack.ranges]
+    assert zero.loss_rate == round(script.data.loss.rate * 10**16) > 10**13
+
+
+def test_next_batch_is_refused_with_an_empty_nack_of_its_own():
+    script = ClientScript(max_cache_size=20).regular()
+    script.odata(T, 1)
+    script.odata(T + 1, 2)
+    assert [nack.ranges for nack in script.sent(Nack)] == [(), ()]
+
+
+def test_refused_block_counts_as_received_for_the_transport_only():
+    script = ClientScript(max_cache_size=23).regular()
+    script.odata(T, 1, 2, 3, master=ME)
+    assert list(script.data.missing) == []
+    assert script.sent(Ack)[-1].odata_seq_no == 3
+    assert decode(script.application.missing_packet(T)).ranges == ((2, 100_000),)
+
+
+def test_block_that_just_fits_is_taken():
+    script = ClientScript(max_cache_size=23).regular()
+    script.odata(T, 1)
+    assert arrived(script) == [(0, 1, 1, 23)]
+    assert script.sent(Nack) == []
+
+
+def test_block_that_is_one_byte_too_long_is_refused():
+    script = ClientScript(max_cache_size=22).regular()
+    script.odata(T, 1)
+    assert arrived(script) == []
+    assert len(script.sent(Nack)) == 1
+
+
+def test_cache_done_makes_room_again():
+    script = ClientScript(max_cache_size=50).regular()
+    script.odata(T, 1, 2, 3)
+    script.sent()
+    script.events()
+    script.transport.cache_done(23)
+    script.odata(T, (4, 3), (5, 4))
+    assert arrived(script) == [(0, 3, 1, 23)]
+    assert len(script.sent(Nack)) == 1
+
+
+def test_duplicates_do_not_leak_the_cache():
+    script = ClientScript(max_cache_size=50).regular()
+    for seq in range(1, 100):
+        script.odata(T, (seq, 1))
+    assert script.transport.cache_used == 23
+    assert script.sent(Nack) == []
+
+
+def test_duplicates_do_not_use_up_the_room_of_new_blocks():
+    script = ClientScript(max_cache_size=46, have=[(1, 8)]).regular()
+    script.odata(T, *range(1, 11))
+    assert arrived(script) == [(8, 9, 2, 46)]
+
+
+def test_too_many_credits_do_not_make_the_cache_larger_than_it_is(client):
+    client.transport.cache_done(1000)
+    assert client.transport.cache_used == 0
+
+
+# ---------------------------------------------------------------------- data that is refused
+
+
+@pytest.mark.parametrize(
+    ("rows", "trail", "block_len"),
+    [
+        ([(0, 1)], 0, 10),  # numbers start with 1
+        ([(5, 1)], 6, 10),  # no packet is below its own trail
+        ([(5, 0)], 1, 10),
+        ([(5, 100_001)], 1, 10),
+        ([(5, 1)], 1, 9),
+        ([(5, 100_000), (6, 100_001)], 1, 10),
+    ],
+)
+def test_data_that_cannot_be_of_this_content_is_dropped_whole(client, rows, trail, block_len):
+    assert client.odata(T, *rows, trail=trail, block_len=block_len, master=ME) == [
+        (DropReason.FIELD, len(rows))
+    ]
+    assert (client.sent(), client.events()) == ([], [])
+    assert (client.data.first, client.data.master) == (0, 0)
+
+
+def test_packets_before_the_first_are_counted_as_stale_and_not_delivered(client):
+    client.odata(T, 50, master=ME)
+    client.sent()
+    client.events()
+    assert client.odata(T, 48, 49, 50, 51, master=ME) == [(DropReason.STALE, 2)]
+    assert [ack.odata_seq_no for ack in client.sent(Ack)] == [50, 51]
+    assert arrived(client) == [(3, 51, 1, 23)]
+    assert client.odata(T, 10, 11, master=ME) == [(DropReason.STALE, 2)]
+    assert (client.sent(), client.events()) == ([], [])
+
+
+def test_sequence_numbers_that_wrap_around_are_not_consecutive(client):
+    last = 2**64 - 1
+    assert client.odata(T, (last, 1), (0, 2)) == [(DropReason.FIELD, 1)]
+    assert arrived(client) == [(0, 1, 1, 23)]
+
+
+# ---------------------------------------------------------------------- KICK, DEMOTE, LEAVE
+
+
+def test_kick_of_this_client_sends_a_leave_and_ends_the_session(client):
+    kick = Kick(((1, KickReason.FAIL), (ME, KickReason.FALLBACK)))
+    assert client.receive(kick, T + 1) is None
+    assert client.transport.state is ClientState.LEAVING
+    client.transport.handle_timers(T + 1.2)
+    assert client.sent() == [Leave(ME, LeaveReason.CANCELLED)]
+    assert client.events() == [Departed(Left.KICKED, KickReason.FALLBACK)]
+    assert client.transport.state is ClientState.OVER
+
+
+def test_kick_of_others_changes_nothing(client):
+    before = client.timers.next_deadline()
+    assert client.receive(Kick(((1, KickReason.FAIL), (8, KickReason.FAIL))), T + 1) is None
+    assert client.transport.state is ClientState.REGULAR
+    assert client.timers.next_deadline() == before
+
+
+LOWER = Demote(99, bytes([239, 0, 0, 9]), 7009, bytes([10, 0, 0, 9]), 7010, (1, ME))
+
+
+def test_demote_of_this_client_sends_a_leave_and_names_the_lower_session(client):
+    assert client.receive(LOWER, T + 1) is None
+    client.transport.handle_timers(T + 1.2)
+    assert client.sent() == [Leave(ME, LeaveReason.CANCELLED)]
+    assert client.events() == [Demoted(99, bytes([239, 0, 0, 9]), 7009, bytes([10, 0, 0, 9]), 7010)]
+    assert client.transport.state is ClientState.OVER
+
+
+def test_demote_of_others_changes_nothing(client):
+    others = Demote(99, bytes(4), 1, bytes(4), 1, (1, 2, 3))
+    assert client.receive(others, T + 1) is None
+    assert client.transport.state is ClientState.REGULAR
+
+
+def test_leave_waits_up_to_200_ms_when_no_back_off_is_known():
+    waits = []
+    for seed in range(60):
+        script = ClientScript(seed=seed).regular(low=0, high=0)
+        script.transport.leave(LeaveReason.COMPLETE, T, Departed(Left.COMPLETE))
+        waits.append(script.timers.next_deadline() - T)
+    assert all(0 <= wait <= 0.2001 for wait in waits)
+    assert min(waits) < 0.03
+    assert max(waits) > 0.17
+
+
+def test_leave_waits_up_to_the_larger_back_off_when_one_is_known():
+    waits = []
+    for seed in range(60):
+        script = ClientScript(seed=seed).regular(low=50, high=1000)
+        script.transport.leave(LeaveReason.COMPLETE, T, Departed(Left.COMPLETE))
+        waits.append(script.timers.next_deadline() - T)
+    assert all(0 <= wait <= 1.0001 for wait in waits)
+    assert min(waits) < 0.1
+    assert max(waits) > 0.9
+
+
+@pytest.mark.parametrize("reason", LeaveReason)
+def test_leave_carries_the_reason_it_was_given(client, reason):
+    client.transport.leave(reason, T, Departed(Left.COMPLETE))
+    client.transport.handle_timers(T + 0.2)
+    assert client.sent() == [Leave(ME, reason)]
+
+
+def test_first_reason_to_leave_is_the_one_that_counts(client):
+    client.transport.leave(LeaveReason.COMPLETE, T, Departed(Left.COMPLETE))
+    client.transport.leave(LeaveReason.CANCELLED, T, Departed(Left.CANCELLED))
+    client.transport.handle_timers(T + 1)
+    client.transport.leave(LeaveReason.CANCELLED, T, Departed(Left.CANCELLED))
+    client.transport.handle_timers(T + 2)
+    assert client.sent() == [Leave(ME, LeaveReason.COMPLETE)]
+    assert client.events() == [Departed(Left.COMPLETE)]
+
+
+def test_leaving_client_does_nothing_else(client):
+    client.receive(poll(1), T)
+    client.receive(Qcc(1, 100), T)
+    client.odata(T, 1, 5, master=OTHER)
+    client.events()
+    client.transport.leave(LeaveReason.COMPLETE, T, Departed(Left.COMPLETE))
+    for packet in (poll(2), Qcc(2, 0), Spm(1, ME, 0, 0, 1, 9, 0), JoinAck(ME, 0, 0, 0, ms(T)), LOWER):
+        assert client.receive(packet, T) is DropReason.STATE
+    assert client.odata(T, 6, master=ME) == [(DropReason.STATE, 1)]
+    client.transport.handle_timers(T + 60)
+    assert client.sent() == [Leave(ME, LeaveReason.COMPLETE)]
+    assert client.events() == [Departed(Left.COMPLETE)]
+
+
+def test_leaving_before_joinack_has_nobody_to_tell():
+    script = ClientScript()
+    script.sent()
+    script.transport.leave(LeaveReason.CANCELLED, T, Departed(Left.CANCELLED))
+    assert script.events() == [Departed(Left.CANCELLED)]
+    script.transport.handle_timers(T + 60)
+    assert script.sent() == []
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [Join("x", bytes(4), b""), Qcr(ME, 0, 0, 0, 0, 0, b""), Ack(ME, 0, 0, 0, 0), OData(1, 1, 1, b"")],
+)
+def test_packets_that_a_server_does_not_send_are_refused(client, packet):
+    assert client.receive(packet, T) is DropReason.STATE
+    assert (client.sent(), client.events()) == ([], [])
+
+
+# ---------------------------------------------------------------------- batches against single packets
+
+
+@st.composite
+def batches(draw):
+    """Batches of one server: consecutive, repeated and lost packets; master and trail move with time."""
+    found, seq, trail, master = [], draw(st.integers(1, 5)), 0, draw(st.sampled_from([ME, OTHER]))
+    for _ in range(draw(st.integers(1, 6))):
+        rows = []
+        if draw(st.integers(0, 9)) == 0:
+            master = draw(st.sampled_from([ME, OTHER]))
+        trail = max(trail, draw(st.integers(0, max(0, seq - 3))))
+        for _ in range(draw(st.integers(1, 9))):
+            kind = draw(st.integers(0, 9))
+            if kind == 0:
+                seq += draw(st.integers(1, 4))
+            number = seq
+            if kind == 1 and seq > 4:
+                number = draw(st.integers(max(1, trail), seq - 1))
+            else:
+                seq += 1
+            lead = draw(st.sampled_from([NO_LEAD, 0, number]))
+            rows.append((number, trail if trail <= number else number, master, lead))
+        found.append(rows)
+    return found
+
+
+def literally(literal, rows):
+    """ACKs as (sequence number, server time) and what remains missing, one packet after the other."""
+    acks = []
+    for place, (seq, trail, master, lead) in enumerate(rows):
+        if literal.data(seq, trail=trail, master=master) and literal.master == ME and lead >= seq:
+            acks.append((literal.continuous(), 500 + place))
+    return acks
+
+
+@given(batches())
+@settings(max_examples=200)
+def test_batch_leaves_what_its_packets_leave_one_by_one(script):
+    client, literal = ClientScript().regular(), LiteralClient()
+    for rows in script:
+        client.transport.on_data(
+            records(
+                [(seq, seq) for seq, *_ in rows],
+                block_len=10,
+                trails=[trail for _, trail, _, _ in rows],
+                masters=[master for _, _, master, _ in rows],
+                leads=[lead for *_, lead in rows],
+            ),
+            T,
+        )
+        expected = literally(literal, rows)
+        assert list(client.data.missing) == [tuple(each) for each in literal.ranges]
+        assert client.data.continuous() == literal.continuous()
+        assert client.data.highest == literal.hi
+        assert client.data.loss.rate == pytest.approx(literal.loss, abs=1e-12)
+        acks = [(ack.odata_seq_no, ack.server_time) for ack in client.sent(Ack)]
+        assert [time for _, time in acks] == [time for _, time in expected]
+        # An ACK inside a batch may lag behind what the packet achieved; it never runs ahead.
+        assert all(found <= wanted for (found, _), (wanted, _) in zip(acks, expected, strict=True))
+
+
+def test_run_whose_trail_moves_past_its_first_packet_is_taken_packet_by_packet(client):
+    client.odata(T, 9, 20)
+    client.events()
+    dropped = client.transport.on_data(
+        records([(10, 10), (11, 11)], block_len=10, trails=[10, 11], masters=[OTHER, OTHER], rdata=True),
+        T,
+    )
+    assert dropped == []
+    assert arrived(client) == [(0, 10, 2, 46)]
+
+
+def test_master_that_changes_inside_a_run_acknowledges_only_its_own_packets(client):
+    client.transport.on_data(
+        records([(1, 1), (2, 2), (3, 3)], block_len=10, trails=[1, 1, 1], masters=[OTHER, ME, ME]), T
+    )
+    assert [ack.odata_seq_no for ack in client.sent(Ack)] == [2, 3]
+
+
+def test_last_ack_of_a_batch_says_all_that_was_reached(client):
+    client.odata(T, 1, 2, 5, 6, 9, master=ME)
+    client.sent()
+    client.odata(T, 3, 4, 5, 6, master=ME, rdata=True)
+    assert client.sent(Ack)[-1].odata_seq_no == 6

@@ -1,0 +1,118 @@
+"""The server's four lists: one list a client, one client an address, and bounds."""
+
+import pytest
+from protocol_scripts import address
+
+from wdstransport.protocol.clients import ClientLists, ClientRecord
+from wdstransport.wire.transport import KickReason
+
+
+def record(client_id, number=None):
+    return ClientRecord(client_id, address(client_id if number is None else number), 0, 0.0, 0.0)
+
+
+@pytest.fixture
+def lists():
+    return ClientLists(3)
+
+
+def homes(lists, client_id):
+    return [name for name in ("pending", "active", "kicked", "demoted") if client_id in getattr(lists, name)]
+
+
+def test_new_record_has_the_documents_initial_values():
+    fresh = record(1)
+    assert fresh.supports_demote is False
+    assert fresh.kick_reason is KickReason.POLICY_NOT_MET
+    assert fresh.join_ack_send_count == 0
+    assert fresh.qcr_received is False
+    assert fresh.rtt == 0.0
+
+
+def test_client_is_on_one_list_at_a_time(lists):
+    one, two = record(1), record(2)
+    lists.add_pending(one)
+    assert homes(lists, 1) == ["pending"]
+    lists.activate(one)
+    assert homes(lists, 1) == ["active"]
+    lists.kick(one)
+    assert homes(lists, 1) == ["kicked"]
+    lists.add_pending(two)
+    lists.activate(two)
+    lists.demote(two)
+    assert homes(lists, 2) == ["demoted"]
+
+
+def test_client_is_found_at_its_address_from_pending_to_removed(lists):
+    one = record(1)
+    lists.add_pending(one)
+    assert lists.at(address(1)) is one
+    lists.activate(one)
+    assert lists.at(address(1)) is one
+    lists.kick(one)
+    assert lists.at(address(1)) is one
+    lists.remove(one)
+    assert lists.at(address(1)) is None
+    assert homes(lists, 1) == []
+
+
+def test_client_speaks_only_from_where_it_joined(lists):
+    one = record(1)
+    lists.add_pending(one)
+    assert lists.speaking(1, address(1)) is one
+    assert lists.speaking(1, (address(1)[0], address(1)[1] + 1)) is None
+    assert lists.speaking(1, ("10.9.9.9", address(1)[1])) is None
+    assert lists.speaking(2, address(1)) is None
+
+
+def test_full_pending_list_drops_the_oldest_unconfirmed(lists):
+    everyone = [record(number) for number in range(1, 6)]
+    assert [lists.add_pending(each) for each in everyone[:3]] == [None, None, None]
+    assert lists.add_pending(everyone[3]) is everyone[0]
+    assert list(lists.pending) == [2, 3, 4]
+    assert lists.at(address(1)) is None
+    assert lists.add_pending(everyone[4]) is everyone[1]
+
+
+def test_flood_of_pending_clients_does_not_touch_the_active_ones(lists):
+    one = record(1)
+    lists.add_pending(one)
+    lists.activate(one)
+    for number in range(2, 50):
+        lists.add_pending(record(number))
+    assert len(lists.pending) == 3
+    assert homes(lists, 1) == ["active"]
+    assert lists.at(address(1)) is one
+
+
+def test_rearmed_client_goes_to_the_end_of_the_line(lists):
+    one, two = record(1), record(2)
+    lists.add_pending(one)
+    lists.rearm(one, 1.0)
+    lists.add_pending(two)
+    lists.rearm(two, 1.5)
+    lists.rearm(one, 2.0)
+    assert [each.join_ack_due for each in lists.pending.values()] == [1.5, 2.0]
+
+
+def test_removing_an_old_record_leaves_the_newcomer_at_its_address(lists):
+    old, new = record(1, 7), record(2, 7)
+    lists.add_pending(old)
+    lists.activate(old)
+    lists.add_pending(new)
+    lists.remove(old)
+    assert lists.at(address(7)) is new
+
+
+def test_highest_rtt_counts_active_clients_only(lists):
+    assert lists.highest_rtt() == 0.0
+    for client_id, rtt in ((1, 0.5), (2, 0.25), (3, 0.125)):
+        each = record(client_id)
+        each.rtt = rtt
+        lists.add_pending(each)
+    assert lists.highest_rtt() == 0.0
+    for client_id in (1, 2, 3):
+        lists.activate(lists.pending[client_id])
+    assert lists.highest_rtt() == 0.5
+    lists.kick(lists.active[1])
+    assert lists.highest_rtt() == 0.25

@@ -1,0 +1,232 @@
+"""RangeSet against a set of numbers, BlockMap against a list of truth values."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wdstransport.protocol import ranges as module
+from wdstransport.protocol.ranges import BlockMap, RangeSet
+
+LAST = 2**64 - 1
+
+
+def runs(numbers):
+    """The merged inclusive ranges of a set of numbers, the slow way."""
+    found = []
+    for number in sorted(numbers):
+        if found and found[-1][1] == number - 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found
+
+
+# ---------------------------------------------------------------------- RangeSet
+
+
+def test_adjacent_ranges_become_one():
+    assert list(RangeSet([(1, 3), (4, 6)])) == [(1, 6)]
+    assert list(RangeSet([(4, 6), (1, 3)])) == [(1, 6)]
+
+
+def test_a_gap_of_one_number_keeps_ranges_apart():
+    assert list(RangeSet([(1, 3), (5, 6)])) == [(1, 3), (5, 6)]
+
+
+def test_a_number_between_two_ranges_joins_them():
+    assert list(RangeSet([(1, 3), (5, 6), (4, 4)])) == [(1, 6)]
+
+
+def test_a_range_over_several_swallows_them():
+    assert list(RangeSet([(2, 3), (5, 6), (8, 9), (20, 20), (1, 12)])) == [(1, 12), (20, 20)]
+
+
+def test_removing_from_the_middle_leaves_both_sides():
+    numbers = RangeSet([(1, 9)])
+    numbers.remove(4, 6)
+    assert list(numbers) == [(1, 3), (7, 9)]
+
+
+def test_removing_a_single_number_range_deletes_it():
+    numbers = RangeSet([(4, 4), (6, 6)])
+    numbers.remove(4, 4)
+    assert list(numbers) == [(6, 6)]
+
+
+def test_removing_across_several_ranges_trims_the_outer_two():
+    numbers = RangeSet([(1, 3), (5, 6), (8, 12)])
+    numbers.remove(3, 9)
+    assert list(numbers) == [(1, 2), (10, 12)]
+
+
+def test_backwards_ranges_change_nothing():
+    numbers = RangeSet([(1, 5)])
+    numbers.add(9, 8)
+    numbers.remove(4, 3)
+    assert list(numbers) == [(1, 5)]
+
+
+def test_remove_below_keeps_the_number_itself():
+    numbers = RangeSet([(1, 5), (8, 9)])
+    numbers.remove_below(5)
+    assert list(numbers) == [(5, 5), (8, 9)]
+    numbers.remove_below(7)
+    assert list(numbers) == [(8, 9)]
+    numbers.remove_below(8)
+    assert list(numbers) == [(8, 9)]
+
+
+def test_numbers_of_64_bits_are_held_without_counting_them_out():
+    numbers = RangeSet([(1, LAST)])
+    numbers.remove(2**63, 2**63)
+    assert list(numbers) == [(1, 2**63 - 1), (2**63 + 1, LAST)]
+    assert numbers.total == LAST - 1
+    assert LAST in numbers
+    assert 2**63 not in numbers
+
+
+def test_empty_set_has_no_first_and_no_last():
+    numbers = RangeSet()
+    assert not numbers
+    assert len(numbers) == numbers.total == 0
+    with pytest.raises(IndexError):
+        _ = numbers.first
+    with pytest.raises(IndexError):
+        _ = numbers.last
+
+
+def test_sets_compare_by_their_numbers_and_cannot_be_hashed():
+    assert RangeSet([(1, 2), (3, 4)]) == RangeSet([(1, 4)])
+    assert RangeSet([(1, 4)]) != RangeSet([(1, 3)])
+    assert RangeSet() != [(1, 2)]
+    assert repr(RangeSet([(1, 2)])) == "RangeSet([(1, 2)])"
+    with pytest.raises(TypeError):
+        hash(RangeSet())
+
+
+small = st.integers(0, 40)
+operations = st.one_of(
+    st.tuples(st.sampled_from(["add", "add", "remove"]), small, small),
+    st.tuples(st.just("below"), small, small),
+    st.tuples(st.just("clear"), small, small),
+)
+
+
+@given(st.lists(operations, max_size=30))
+@settings(max_examples=200)
+def test_range_set_behaves_like_a_set_of_numbers(steps):
+    numbers, model = RangeSet(), set()
+    for name, low, high in steps:
+        match name:
+            case "add":
+                numbers.add(low, high)
+                model |= set(range(low, high + 1))
+            case "remove":
+                numbers.remove(low, high)
+                model -= set(range(low, high + 1))
+            case "below":
+                numbers.remove_below(low)
+                model = {number for number in model if number >= low}
+            case "clear" if low == high:
+                numbers.clear()
+                model = set()
+        found = list(numbers)
+        assert found == runs(model)
+        assert all(end + 1 < start for (_, end), (start, _) in pairwise(found))
+        assert numbers.total == len(model)
+        assert len(numbers) == len(found)
+        assert bool(numbers) == bool(model)
+        assert [number for number in range(-1, 43) if number in numbers] == sorted(model)
+        assert list(numbers.first_ranges(3)) == found[:3]
+        if model:
+            assert (numbers.first, numbers.last) == (min(model), max(model))
+
+
+# ---------------------------------------------------------------------- BlockMap
+
+
+def test_map_of_no_blocks_is_complete():
+    blocks = BlockMap(0)
+    assert blocks.complete
+    assert blocks.missing(64) == ()
+
+
+def test_blocks_count_from_one():
+    blocks = BlockMap(9)
+    assert blocks.missing(64) == ((1, 9),)
+    assert blocks.add(1, 1) == [(1, 1)]
+    assert 1 in blocks
+    assert 2 not in blocks
+    assert blocks.missing(64) == ((2, 9),)
+    assert blocks.add(9, 1) == [(9, 1)]
+    assert blocks.missing(64) == ((2, 8),)
+
+
+def test_only_what_was_not_there_is_fresh():
+    blocks = BlockMap(30)
+    assert blocks.add(4, 3) == [(4, 3)]
+    assert blocks.add(10, 2) == [(10, 2)]
+    assert blocks.add(3, 10) == [(3, 1), (7, 3), (12, 1)]
+    assert blocks.add(3, 10) == []
+    assert blocks.count == 10
+
+
+def test_missing_stops_at_the_limit_with_the_lowest_ranges():
+    blocks = BlockMap(20)
+    for block in range(2, 20, 2):
+        blocks.add(block, 1)
+    assert blocks.missing(3) == ((1, 1), (3, 3), (5, 5))
+    assert len(blocks.missing(100)) == 10
+    assert blocks.missing(10)[-1] == (19, 20)
+
+
+def test_map_is_complete_with_the_last_block_and_not_before():
+    blocks = BlockMap(17)
+    blocks.add(1, 16)
+    assert not blocks.complete
+    assert blocks.missing(1) == ((17, 17),)
+    blocks.add(17, 1)
+    assert blocks.complete
+    assert blocks.missing(1) == ()
+
+
+def test_range_across_what_is_read_at_a_time_stays_one_range():
+    blocks = BlockMap((1 << 19) * 2 + 5)
+    blocks.add(1, 1)
+    blocks.add(blocks.total, 1)
+    assert blocks.missing(64) == ((2, blocks.total - 1),)
+    blocks.add(1, 1 << 19)
+    assert blocks.missing(64) == (((1 << 19) + 1, blocks.total - 1),)
+
+
+@given(
+    st.integers(1, 100).flatmap(
+        lambda total: st.tuples(
+            st.just(total),
+            st.lists(st.tuples(st.integers(1, total), st.integers(1, 40)), max_size=12),
+            st.integers(1, 8),
+            st.sampled_from([1, 2, 3, 1 << 16]),
+        )
+    )
+)
+@settings(max_examples=200)
+def test_block_map_behaves_like_a_list_of_truth_values(case):
+    total, steps, limit, chunk = case
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_CHUNK", chunk)
+        blocks, model = BlockMap(total), [False] * (total + 1)
+        for first, count in steps:
+            count = min(count, total - first + 1)
+            fresh = [block for block in range(first, first + count) if not model[block]]
+            expected = [(start, end - start + 1) for start, end in runs(fresh)]
+            assert blocks.add(first, count) == expected
+            for block in fresh:
+                model[block] = True
+            missing = runs(block for block in range(1, total + 1) if not model[block])
+            assert list(blocks.missing(limit)) == missing[:limit]
+            assert list(blocks.missing(total)) == missing
+            assert blocks.count == sum(model)
+            assert blocks.complete == (not missing)
+            assert [block in blocks for block in range(1, total + 1)] == model[1:]

@@ -1,0 +1,666 @@
+"""The server's Data state: SPM, the window, what goes out, ACK and NACK, repairs, and the end of a round."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from protocol_scripts import ServerScript, T, address, ms
+
+from wdstransport.protocol.loss import scaled_loss
+from wdstransport.protocol.server_data import ODataRun
+from wdstransport.protocol.server_transport import ServerState
+from wdstransport.protocol.timers import ServerTimer
+from wdstransport.wire.transport import DropReason, Leave, LeaveReason, Ncf, Spm
+
+
+class Round(ServerScript):
+    """A server in the Data state whose first client is the master."""
+
+    def __init__(self, clients=1, *, rtt=0.0, **parameters):
+        super().__init__(**parameters)
+        ids, self.begun = self.data_state(*range(1, clients + 1), rtt=rtt)
+        self.master = self.data.master_client_id
+        assert self.master == ids[0]
+        self.others = ids[1:]
+
+    def send_all(self, now):
+        """Take all that the window lets out, in runs."""
+        runs = []
+        while (run := self.data.take_odata(10_000, now)) is not None:
+            runs.append(run)
+        return runs
+
+    def repairs(self):
+        return [seq for seq, _ in self.data.take_repairs(10_000)]
+
+
+@pytest.fixture
+def alone():
+    return Round()
+
+
+@pytest.fixture
+def pair():
+    return Round(2)
+
+
+# ---------------------------------------------------------------------- SPM
+
+
+def test_first_spm_names_the_master_before_anything_was_sent():
+    server = ServerScript()
+    client = server.activate(1, T, rtt=0.030)
+    server.qcr(client, T + 0.030, seq=server.last_qcc(), rtt=0.030)
+    server.sent()
+    server.transport.handle_timers(server.timers.get(ServerTimer.IN_STATE_QCC))
+    assert server.sent() == [(Spm(1, client, 60, 60, 0, 0, 30), None)]
+
+
+def test_spm_tells_trail_and_lead(alone):
+    alone.open_window(alone.master, T + 2)
+    lead = alone.data.mc_lead
+    alone.data.take_odata(5, T + 2)
+    alone.sent()
+    alone.data._send_spm(T + 2)
+    spm, _ = alone.sent(Spm)[0]
+    assert (spm.trail_odata_seq_no, spm.lead_odata_seq_no) == (1, lead + 5)
+
+
+def test_spm_numbers_count_upwards_through_every_state(alone):
+    alone.data._send_spm(T + 2)
+    alone.transport.enter_qcc(T + 2)
+    alone.qcr(alone.master, T + 2, seq=alone.last_qcc())
+    alone.transport.handle_timers(T + 3)
+    assert [spm.spm_seq_no for spm, _ in alone.sent(Spm)] == [2, 3]
+
+
+def test_back_offs_are_twice_the_round_trip_and_a_fifth_of_a_millisecond_a_client():
+    server = Round(20, rtt=0.015)
+    server.data._send_spm(T + 2)
+    spm, _ = server.sent(Spm)[0]
+    assert (spm.min_nack_back_off, spm.max_nack_back_off, spm.rtt) == (30, 34, 15)
+    assert server.data.max_nack_back_off == pytest.approx(0.034)
+
+
+def test_back_offs_are_never_below_a_millisecond(alone):
+    alone.data.mcrtt = 0.0
+    alone.data._send_spm(T + 2)
+    spm, _ = alone.sent(Spm)[0]
+    assert (spm.min_nack_back_off, spm.max_nack_back_off) == (1, 1)
+
+
+@pytest.mark.parametrize(("rtt", "wait"), [(0.010, 0.22), (0.055, 0.22), (0.060, 0.24), (0.250, 1.0)])
+def test_spm_comes_every_220_ms_or_four_round_trips(rtt, wait):
+    server = Round()
+    server.data.mcrtt = rtt
+    server.data._send_spm(T + 2)
+    assert server.timers.get(ServerTimer.SPM) == pytest.approx(T + 2 + wait)
+
+
+def test_five_spms_without_an_ack_end_the_masters_reign():
+    server = ServerScript()
+    client = server.activate(1, T)
+    server.qcr(client, T, seq=server.last_qcc())
+    server.transport.handle_timers(T + 0.001)
+    server.sent()
+    seqs = [1]
+    for _ in range(4):
+        server.transport.handle_timers(server.timers.get(ServerTimer.SPM))
+        seqs += [spm.spm_seq_no for spm, _ in server.sent(Spm)]
+        assert server.transport.state is ServerState.DATA
+    assert seqs == [1, 2, 3, 4, 5]
+    server.transport.handle_timers(server.timers.get(ServerTimer.SPM))
+    assert server.transport.state is ServerState.QCC
+    assert server.sent(Spm) == []
+
+
+def test_ack_starts_the_count_of_spms_anew(alone):
+    for _ in range(20):
+        due = alone.timers.get(ServerTimer.SPM)
+        alone.ack(alone.master, 0, due - 0.001)
+        alone.transport.handle_timers(due)
+        assert alone.transport.state is ServerState.DATA
+
+
+def test_ack_that_is_not_accepted_does_not_start_the_count_anew(pair):
+    while pair.transport.state is ServerState.DATA:
+        due = pair.timers.get(ServerTimer.SPM)
+        assert pair.ack(pair.others[0], 0, due - 0.001) is DropReason.STATE
+        assert pair.ack(pair.master, 1, due - 0.001) is DropReason.STALE
+        pair.transport.handle_timers(due)
+        assert due < T + 10
+    assert pair.transport.state is ServerState.QCC
+
+
+def test_extra_spms_cannot_jump_over_the_limit(alone):
+    for _ in range(7):
+        alone.data._send_spm(T + 2)
+    alone.transport.handle_timers(alone.timers.get(ServerTimer.SPM))
+    assert alone.transport.state is ServerState.QCC
+
+
+def test_new_reign_starts_the_count_anew(alone):
+    for _ in range(7):
+        alone.data._send_spm(T + 2)
+    alone.data.enter(alone.clients.active[alone.master], T + 3)
+    due = alone.timers.get(ServerTimer.SPM)
+    alone.data.spm_timer(due)
+    assert alone.transport.state is ServerState.DATA
+
+
+# ---------------------------------------------------------------------- sending
+
+
+def test_nothing_is_sendable_before_something_is_given(alone):
+    assert alone.data.sendable() == 0
+    assert alone.data.take_odata(10, T + 2) is None
+
+
+def test_window_of_one_lets_out_one_packet(alone):
+    alone.data.give([(11, 20)])
+    assert alone.data.sendable() == 1
+    assert alone.data.take_odata(64, T + 2) == ODataRun(1, 11, 1, 0)
+    assert alone.data.sendable() == 0
+    assert alone.data.take_odata(64, T + 2) is None
+    assert alone.data.in_flight == 1
+
+
+def test_ack_opens_the_window_for_as_many_as_it_allows(alone):
+    alone.data.give([(11, 200)])
+    alone.send_all(T + 2)
+    alone.ack(alone.master, 1, T + 2)
+    assert alone.data.window.size == 3
+    assert alone.send_all(T + 2) == [ODataRun(2, 12, 3, 1)]
+    alone.ack(alone.master, 3, T + 2)  # two more acknowledged, one in flight
+    assert alone.data.window.size == 7
+    assert alone.send_all(T + 2) == [ODataRun(5, 15, 6, 4)]
+
+
+def test_runs_end_where_ranges_and_limits_end(alone):
+    alone.open_window(alone.master, T + 2)
+    alone.data._given.clear()
+    first = alone.data.mc_lead + 1
+    alone.data.give([(3, 5), (10, 10), (20, 29)])
+    assert alone.data.given == ((3, 5), (10, 10), (20, 29))
+    assert alone.data.take_odata(2, T + 2) == ODataRun(first, 3, 2, first - 1)
+    assert alone.data.given == ((5, 5), (10, 10), (20, 29))
+    assert alone.data.take_odata(64, T + 2) == ODataRun(first + 2, 5, 1, first + 1)
+    assert alone.data.take_odata(64, T + 2) == ODataRun(first + 3, 10, 1, first + 2)
+    assert alone.data.take_odata(10, T + 2) == ODataRun(first + 4, 20, 10, first + 3)
+    assert alone.data.given == ()
+    assert alone.data.take_odata(64, T + 2) is None
+    assert alone.data.counters.data_packets == alone.data.mc_lead
+
+
+def test_nothing_leaves_without_a_master(alone):
+    alone.data.give([(1, 9)])
+    alone.transport.enter_qcc(T + 2)
+    assert alone.data.sendable() == 0
+    assert alone.data.take_odata(9, T + 2) is None
+
+
+def test_sequence_numbers_go_on_from_round_to_round(alone):
+    alone.data.give([(1, 1)])
+    alone.send_all(T + 2)
+    alone.ack(alone.master, 1, T + 2)
+    alone.data.give([(1, 2)])
+    assert alone.send_all(T + 3) == [ODataRun(2, 1, 2, 1)]
+
+
+def test_trail_is_the_head_of_what_can_be_repaired(alone):
+    assert alone.data.trail == 0
+    alone.data.give([(1, 9)])
+    alone.send_all(T + 2)
+    assert alone.data.trail == 1
+
+
+def test_shrunken_window_lets_out_nothing_until_it_has_room(alone):
+    alone.open_window(alone.master, T + 2)
+    size = alone.data.window.size
+    alone.send_all(T + 2)
+    assert alone.data.in_flight == size
+    alone.nack(alone.master, [], T + 3)
+    assert alone.data.sendable() == 0
+    alone.ack(alone.master, alone.data.mc_lead, T + 3)
+    assert alone.data.sendable() == alone.data.window.size
+
+
+# ---------------------------------------------------------------------- ACK
+
+
+def test_ack_of_who_is_not_the_master_is_refused(pair):
+    pair.data.give([(1, 9)])
+    pair.send_all(T + 2)
+    assert pair.ack(pair.others[0], 1, T + 2, loss=10**15) is DropReason.STATE
+    assert pair.data.mc_trail == 0
+    assert pair.data.window.size == 1
+    assert pair.data.mc_loss == 0.0
+
+
+@pytest.mark.parametrize("beyond", [1, 2, 2**63])
+def test_ack_of_what_was_never_sent_is_refused(alone, beyond):
+    alone.data.give([(1, 9)])
+    alone.send_all(T + 2)
+    assert alone.ack(alone.master, 1 + beyond, T + 2, loss=10**15) is DropReason.STALE
+    assert (alone.data.mc_trail, alone.data.window.size, alone.data.mc_loss) == (0, 1, 0.0)
+
+
+def test_ack_below_what_was_acknowledged_is_refused(alone):
+    alone.open_window(alone.master, T + 2)
+    trail, size = alone.data.mc_trail, alone.data.window.size
+    assert alone.ack(alone.master, trail - 1, T + 2) is DropReason.STALE
+    assert (alone.data.mc_trail, alone.data.window.size) == (trail, size)
+
+
+def test_ack_of_nothing_new_is_accepted_and_opens_nothing(alone):
+    alone.open_window(alone.master, T + 2)
+    size = alone.data.window.size
+    assert alone.ack(alone.master, alone.data.mc_trail, T + 2) is None
+    assert alone.data.window.size == size
+
+
+def test_ack_is_nothing_in_qcc_state(alone):
+    alone.data.give([(1, 9)])
+    alone.send_all(T + 2)
+    alone.transport.enter_qcc(T + 2)
+    assert alone.ack(alone.master, 1, T + 2) is DropReason.STATE
+    assert alone.data.mc_trail == 0
+
+
+def test_ack_measures_the_masters_round_trip_and_loss(alone):
+    alone.ack(alone.master, 0, T + 2, rtt=0.025, loss=2 * 10**15, hi=5)
+    record = alone.clients.active[alone.master]
+    assert alone.data.mcrtt == record.rtt == pytest.approx(0.025)
+    assert alone.data.mc_loss == record.loss == pytest.approx(0.2)
+    assert record.hi_odata_seq_no == 5
+
+
+def test_round_trip_is_never_below_a_millisecond(alone):
+    alone.ack(alone.master, 0, T + 2, rtt=0.0)
+    assert alone.data.mcrtt == 0.001
+
+
+@pytest.mark.parametrize("server_time", [0, ms(T + 90)])
+def test_ack_without_a_time_of_ours_does_not_touch_the_round_trip(alone, server_time):
+    alone.ack(alone.master, 0, T + 2, rtt=0.025)
+    alone.ack(alone.master, 0, T + 3, server_time=server_time)
+    assert alone.data.mcrtt == pytest.approx(0.025)
+
+
+# ---------------------------------------------------------------------- NACK
+
+
+def test_nack_is_confirmed_to_the_group_and_repaired(alone):
+    first = alone.open_window(alone.master, T + 2)
+    alone.data.take_odata(10, T + 2)
+    ranges = ((first + 1, first + 2), (first + 5, first + 5))
+    assert alone.nack(alone.master, ranges, T + 3) is None
+    assert alone.sent(Ncf) == [(Ncf(ranges), None)]
+    assert alone.data.repairs_waiting == 3
+    block = alone.data.packets.find(first + 1)[0]
+    assert alone.data.take_repairs(2) == [(first + 1, block), (first + 2, block + 1)]
+    assert alone.repairs() == [first + 5]
+    assert alone.data.take_repairs(9) == []
+    assert alone.data.counters.repair_packets == 3
+
+
+def test_what_is_not_in_the_list_is_skipped(alone):
+    first = alone.open_window(alone.master, T + 2)
+    alone.data.take_odata(3, T + 2)
+    alone.nack(alone.master, [(0, 0), (first + 2, first + 9), (2**63, 2**64 - 1)], T + 3)
+    assert alone.repairs() == [first + 2]
+
+
+def test_nack_before_anything_was_sent_is_confirmed_and_repairs_nothing(alone):
+    assert alone.nack(alone.master, [(1, 5)], T + 2) is None
+    assert alone.repairs() == []
+
+
+@pytest.mark.parametrize(("age", "repaired"), [(0.399, False), (0.401, True)])
+def test_packet_sent_within_four_round_trips_is_not_sent_again(age, repaired):
+    server = Round()
+    server.data.give([(1, 1)])
+    server.send_all(T + 2)
+    server.data.mcrtt = 0.1
+    server.nack(server.master, [(1, 1)], T + 2 + age)
+    assert server.repairs() == ([1] if repaired else [])
+
+
+def test_repair_counts_as_sending(alone):
+    alone.data.give([(1, 1)])
+    alone.send_all(T + 2)
+    alone.data.mcrtt = 0.1
+    results = []
+    for now in (T + 3, T + 3.2, T + 3.39, T + 3.41, T + 3.6, T + 3.9):
+        alone.nack(alone.master, [(1, 1)], now)
+        results.append(alone.repairs())
+    assert results == [[1], [], [], [1], [], [1]]
+
+
+def test_repair_that_has_not_left_yet_is_not_queued_twice(alone):
+    alone.data.give([(1, 1)])
+    alone.send_all(T + 2)
+    alone.nack(alone.master, [(1, 1)], T + 3)
+    alone.nack(alone.master, [(1, 1)], T + 4)
+    assert alone.repairs() == [1]
+
+
+def test_nack_in_qcc_state_is_nothing(alone):
+    alone.data.give([(1, 1)])
+    alone.send_all(T + 2)
+    alone.transport.enter_qcc(T + 2)
+    alone.sent()
+    size = alone.data.window.size
+    assert alone.nack(alone.master, [(1, 1)], T + 3) is DropReason.STATE
+    assert alone.sent() == []
+    assert alone.repairs() == []
+    assert alone.data.window.size == size
+
+
+def test_nack_cuts_the_window_once_for_each_round_trip(alone):
+    alone.open_window(alone.master, T + 2)
+    alone.data.window.size = 64
+    alone.data.mcrtt = 0.1
+    for now, size in ((3.0, 48), (3.05, 48), (3.099, 48), (3.101, 36), (3.3, 27)):
+        alone.nack(alone.master, [(1, 1)], T + now)
+        assert alone.data.window.size == size
+
+
+def test_zero_nack_cuts_the_window_and_repairs_nothing(alone):
+    alone.open_window(alone.master, T + 2)
+    alone.data.window.size = 64
+    alone.nack(alone.master, [], T + 3)
+    assert alone.data.window.size == 48
+    assert alone.repairs() == []
+
+
+def test_masters_nack_tells_its_loss(alone):
+    alone.nack(alone.master, [(1, 1)], T + 3, loss=2 * 10**15, hi=9)
+    assert alone.data.mc_loss == pytest.approx(0.2)
+    assert alone.clients.active[alone.master].hi_odata_seq_no == 9
+
+
+def test_others_nack_is_repaired_too(pair):
+    pair.data.give([(1, 1)])
+    pair.send_all(T + 2)
+    pair.nack(pair.others[0], [(1, 1)], T + 3)
+    assert pair.repairs() == [1]
+    assert len(pair.sent(Ncf)) == 1
+    assert pair.data.mc_loss == 0.0
+
+
+def throughput_pair(loss, *, rtt=0.020):
+    """A master with 20 ms and 1 % loss; the other's NACK."""
+    server = Round(2)
+    server.data.mcrtt, server.data.mc_loss = 0.020, 0.01
+    server.clients.active[server.others[0]].rtt = rtt
+    server.nack(server.others[0], [(1, 1)], T + 3, loss=scaled_loss(loss))
+    return server
+
+
+def test_client_with_three_quarters_of_the_masters_throughput_takes_over():
+    # Equal delay: 1 % against 2.5 % is about 0.57 of the throughput.
+    server = throughput_pair(0.025)
+    assert server.data.master_client_id == server.others[0]
+    assert server.data.mcrtt == pytest.approx(0.020)
+    assert server.data.mc_loss == pytest.approx(0.025)
+
+
+def test_client_just_above_three_quarters_does_not_take_over():
+    # sqrt(0.01/0.0145) x 1.0903/1.131 is about 0.80.
+    server = throughput_pair(0.0145)
+    assert server.data.master_client_id == server.master
+    assert (server.data.mcrtt, server.data.mc_loss) == (0.020, 0.01)
+
+
+@pytest.mark.parametrize(("rtt", "takes_over"), [(0.026, False), (0.027, True)])
+def test_delay_decides_too(rtt, takes_over):
+    server = throughput_pair(0.01, rtt=rtt)
+    assert (server.data.master_client_id == server.others[0]) is takes_over
+    if takes_over:
+        assert server.data.mcrtt == rtt
+
+
+def test_any_loss_is_less_throughput_than_a_master_without_loss(pair):
+    pair.nack(pair.others[0], [(1, 1)], T + 3, loss=10**14)
+    assert pair.data.master_client_id == pair.others[0]
+    assert pair.data.mcrtt == 0.001
+
+
+def test_client_without_loss_does_not_take_over(pair):
+    pair.nack(pair.others[0], [(1, 1)], T + 3, loss=0)
+    assert pair.data.master_client_id == pair.master
+
+
+def test_one_nack_makes_bounded_work():
+    server = Round(max_nack_work=5)
+    server.open_window(server.master, T + 2)
+    server.data.take_odata(50, T + 2)
+    server.nack(server.master, [(1, 3), (2, 50)], T + 4)
+    assert server.repairs() == [1, 2, 3]
+    server.nack(server.master, [(7, 50)], T + 4)
+    assert server.repairs() == [7, 8, 9, 10, 11]
+
+
+def test_queue_of_repairs_is_bounded():
+    server = Round(max_repairs_queued=4)
+    server.open_window(server.master, T + 2)
+    server.data.take_odata(50, T + 2)
+    server.nack(server.master, [(1, 3)], T + 4)
+    server.nack(server.master, [(10, 30)], T + 5)
+    assert server.repairs() == [1, 2, 3, 10]
+
+
+def test_repair_of_what_is_no_longer_in_the_list_is_not_sent(alone):
+    alone.data.give([(1, 3)])
+    alone.send_all(T + 2)
+    alone.ack(alone.master, 1, T + 2)
+    alone.send_all(T + 2)
+    alone.ack(alone.master, 3, T + 2)
+    alone.nack(alone.master, [(1, 1)], T + 3)
+    alone.data.cleanup_timer(T + 3.001)
+    assert alone.data.trail == 3
+    assert alone.repairs() == []
+
+
+# ---------------------------------------------------------------------- cleaning up
+
+
+def test_packets_go_when_they_are_a_second_old_and_below_the_acknowledged_one(alone):
+    alone.open_window(alone.master, T + 2)
+    lead = alone.data.mc_lead
+    alone.sent()
+    alone.data.cleanup_timer(T + 3)
+    assert (alone.data.trail, alone.sent(Spm)) == (1, [])
+    alone.data.cleanup_timer(math.nextafter(T + 3, math.inf))
+    assert alone.data.trail == lead
+    spm, to = alone.sent(Spm)[0]
+    assert to is None
+    assert (spm.trail_odata_seq_no, spm.lead_odata_seq_no) == (lead, lead)
+    assert alone.data.packets.find(lead) is not None
+
+
+def test_unacknowledged_packets_stay_however_old(alone):
+    alone.data.give([(1, 9)])
+    alone.send_all(T + 2)
+    alone.data.cleanup_timer(T + 50)
+    assert alone.data.packets.find(1) is not None
+
+
+def test_cleanup_without_anything_to_drop_sends_no_spm(alone):
+    alone.sent()
+    alone.data.cleanup_timer(T + 3)
+    assert alone.sent() == []
+
+
+def test_cleanup_comes_round_every_200_ms(alone):
+    alone.data.cleanup_timer(T + 3)
+    assert alone.timers.get(ServerTimer.CLEANUP_DATA_LIST) == T + 3.2
+
+
+# ---------------------------------------------------------------------- Data Empty
+
+
+def finish(server, now):
+    """Send and acknowledge all that was given."""
+    for _ in range(100):
+        if not server.send_all(now) and not server.data.in_flight:
+            return
+        server.ack(server.data.master_client_id, server.data.mc_lead, now)
+
+
+def empties(server):
+    return [now for _, now in server.application.named("data_empty")]
+
+
+def test_only_client_that_has_everything_ends_the_round_at_once(alone):
+    alone.data.give([(1, 50)])
+    finish(alone, T + 2)
+    assert empties(alone) == [T + 2]
+
+
+def test_round_is_not_over_before_everything_is_sent(alone):
+    alone.data.give([(1, 2)])
+    alone.send_all(T + 2)
+    alone.ack(alone.master, 1, T + 2)
+    alone.data.cleanup_timer(T + 9)
+    assert empties(alone) == []
+
+
+def test_round_is_not_over_before_everything_is_acknowledged(alone):
+    alone.data.give([(1, 1)])
+    alone.send_all(T + 2)
+    alone.data.cleanup_timer(T + 9)
+    assert empties(alone) == []
+    alone.ack(alone.master, 1, T + 9)
+    assert empties(alone) == [T + 9]
+
+
+def test_round_with_others_is_over_when_the_last_packet_is_a_second_old(pair):
+    pair.data.give([(1, 50)])
+    finish(pair, T + 2)
+    pair.data.cleanup_timer(T + 2.999)
+    assert empties(pair) == []
+    pair.data.cleanup_timer(T + 3)
+    assert empties(pair) == [T + 3]
+
+
+def test_round_is_over_once(alone):
+    alone.data.give([(1, 5)])
+    finish(alone, T + 2)
+    alone.ack(alone.master, alone.data.mc_lead, T + 3)
+    alone.data.cleanup_timer(T + 9)
+    assert empties(alone) == [T + 2]
+
+
+def test_round_is_not_over_while_repairs_wait(pair):
+    pair.data.give([(1, 5)])
+    finish(pair, T + 2)
+    pair.nack(pair.others[0], [(2, 3)], T + 2.9)
+    pair.data.cleanup_timer(T + 3.1)
+    assert empties(pair) == []
+    pair.repairs()
+    pair.data.cleanup_timer(T + 3.3)
+    assert empties(pair) == [T + 3.3]
+
+
+def test_data_state_without_a_round_triggers_nothing(alone):
+    alone.ack(alone.master, 0, T + 2)
+    alone.data.cleanup_timer(T + 9)
+    assert empties(alone) == []
+
+
+def test_withdrawn_round_never_ends_and_leaves_nothing_behind(alone):
+    alone.open_window(alone.master, T + 2)
+    alone.data.take_odata(5, T + 2)
+    alone.nack(alone.master, [(1, 3)], T + 3)
+    alone.data.withdraw()
+    assert alone.data.given == ()
+    assert alone.data.in_flight == 0
+    assert alone.repairs() == []
+    alone.data.cleanup_timer(T + 9)
+    assert empties(alone) == []
+
+
+def test_new_master_goes_on_where_the_old_one_was(pair):
+    pair.open_window(pair.master, T + 2)
+    given = pair.data.given
+    pair.receive(Leave(pair.master, LeaveReason.CANCELLED), address(1), T + 2)
+    assert pair.data.sendable() == 0
+    pair.qcr(pair.others[0], T + 2, seq=pair.last_qcc())
+    pair.transport.handle_timers(T + 2.1)
+    assert pair.data.master_client_id == pair.others[0]
+    assert pair.data.given == given
+    assert pair.data.sendable() == pair.data.window.size
+
+
+# ---------------------------------------------------------------------- a model of the sender
+
+actions = st.one_of(
+    st.tuples(st.just("give"), st.integers(1, 30), st.integers(1, 40)),
+    st.tuples(st.just("take"), st.integers(1, 20), st.just(0)),
+    st.tuples(st.just("ack"), st.integers(-2, 40), st.just(0)),
+    st.tuples(st.just("nack"), st.integers(1, 60), st.integers(0, 10)),
+    st.tuples(st.just("cleanup"), st.just(0), st.just(0)),
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 700), actions), max_size=40))
+@settings(max_examples=80, deadline=None)
+def test_sender_keeps_the_documents_books(script):
+    server = Round(exp_max_window_size=8, max_window_size=12)
+    data, now, blocks, size, trail = server.data, T + 2, {}, 1, 0
+    given, sent_at, cut, head = [], {}, None, 1
+    for pause, (name, first, second) in script:
+        now = round(now + pause / 1000, 3)
+        match name:
+            case "give":
+                data.give([(first, first + second - 1)])
+                given += range(first, first + second)
+            case "take":
+                lead = len(blocks)
+                run = data.take_odata(first, now)
+                allowed = min(first, max(0, size - (lead - trail)), len(given))
+                assert (run is None) == (allowed <= 0)
+                if run is not None:
+                    assert run.first_seq == lead + 1
+                    assert run.previous_lead == lead
+                    assert 0 < run.count <= allowed
+                    for offset in range(run.count):
+                        assert given.pop(0) == run.first_block + offset
+                        blocks[run.first_seq + offset] = run.first_block + offset
+                        sent_at[run.first_seq + offset] = [now, now]
+            case "ack":
+                seq = trail + first
+                reason = server.ack(server.master, seq, now, server_time=0) if seq >= 0 else None
+                if trail <= seq <= len(blocks):
+                    assert reason is None
+                    grown = seq - trail
+                    size = min(size + 2 * grown, 8) if size < 8 else min(size + grown, 12)
+                    trail = seq
+                elif seq >= 0:
+                    assert reason is DropReason.STALE
+            case "nack":
+                before = set(server.repairs())
+                assert before == set()
+                server.nack(server.master, [(first, first + second)], now)
+                if cut is None or now - cut >= data.mcrtt:
+                    cut, size = now, max(int(size * 0.75), 2)
+                expected = [
+                    seq
+                    for seq in range(max(first, head), first + second + 1)
+                    if seq in sent_at and now - sent_at[seq][1] >= 4 * data.mcrtt - 1e-9
+                ]
+                assert data.take_repairs(1000) == [(seq, blocks[seq]) for seq in expected]
+                for seq in expected:
+                    sent_at[seq][1] = now
+            case "cleanup":
+                data.cleanup_timer(now)
+                while head < trail and sent_at[head][0] < now - 1.0:
+                    head += 1
+        assert data.window.size == size
+        assert (data.mc_trail, data.mc_lead) == (trail, len(blocks))
+        assert data.trail == (head if blocks else 0)
+        assert data.sendable() == (max(0, size - (len(blocks) - trail)) if given else 0)
+        server.sent()
