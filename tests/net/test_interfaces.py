@@ -1,0 +1,272 @@
+import ipaddress
+import socket
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wdstransport.errors import TransportError, UsageError
+from wdstransport.net import interfaces
+from wdstransport.net.interfaces import (
+    Interface,
+    block_size_for,
+    family_of,
+    find_interface,
+    list_interfaces,
+    resolve,
+    route_to,
+    split_zone,
+    with_zone,
+)
+
+
+def made_up(**changes):
+    facts = {
+        "name": "eth7",
+        "index": 7,
+        "mtu": 1500,
+        "mac": b"\2\0\0\0\0\7",
+        "ipv4": ("192.0.2.7",),
+        "ipv6": ("2001:db8::7", "fe80::7%7"),
+        "up": True,
+        "multicast": True,
+    }
+    return Interface(**(facts | changes))
+
+
+@pytest.fixture
+def no_netlink(monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(interfaces, "_dump", refuse)
+
+
+def test_loopback_is_listed_and_carries_ipv4_multicast():
+    loopback = next(interface for interface in list_interfaces() if interface.loopback)
+    assert "127.0.0.1" in loopback.ipv4
+    assert loopback.up
+    assert loopback.mac == bytes(6)
+    assert loopback.mtu >= 1500
+    assert loopback.carries_multicast(socket.AF_INET)
+    assert not loopback.carries_multicast(socket.AF_INET6)
+
+
+def test_interfaces_agree_with_the_systems_own_list():
+    assert {(one.index, one.name) for one in list_interfaces()} == set(socket.if_nameindex())
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "127.0.0.99"])
+def test_interface_is_found_by_its_address(name):
+    found = find_interface(name)
+    assert found.loopback
+    assert find_interface(found.name) == found
+
+
+@pytest.mark.parametrize("name", ["nosuch0", "192.0.2.200", "2001:db8::99", ""])
+def test_unknown_interface_is_refused_with_those_that_exist(name):
+    with pytest.raises(UsageError, match=r"there are .*127\.0\.0\.1"):
+        find_interface(name)
+
+
+def test_ipv6_address_is_found_in_any_spelling_and_only_in_its_zone(monkeypatch):
+    monkeypatch.setattr(
+        interfaces,
+        "list_interfaces",
+        lambda: [made_up(name="a", index=6, ipv6=("fe80::7%6",)), made_up()],
+    )
+    assert find_interface("2001:0DB8:0:0::7").name == "eth7"
+    assert find_interface("fe80::7").name == "a"
+    assert find_interface("fe80::7%7").name == "eth7"
+    with pytest.raises(UsageError):
+        find_interface("fe80::7%8")
+
+
+def test_route_to_loopback_is_by_loopback():
+    interface, address = route_to("127.0.0.1", 5041)
+    assert interface.loopback
+    assert address == "127.0.0.1"
+
+
+def test_route_to_a_name_resolves_it(monkeypatch):
+    answer = [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.0.1", 0))]
+    monkeypatch.setattr(interfaces.socket, "getaddrinfo", lambda *_: answer)
+    assert route_to("server.example", 0)[1] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("error", [socket.gaierror(-2, "Name or service not known"), UnicodeError("label")])
+def test_unknown_host_is_a_usage_error_with_the_name(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(interfaces.socket, "getaddrinfo", fail)
+    with pytest.raises(UsageError, match=r"nowhere\.example"):
+        route_to("nowhere.example", 5041)
+
+
+def test_resolved_endpoints_are_canonical_and_without_repeats(monkeypatch):
+    raw = [("fe80::7", 9, 0, 3), ("2001:db8::7", 9, 0, 0), ("fe80::7%eth7", 9, 0, 3)]
+    monkeypatch.setattr(
+        interfaces.socket, "getaddrinfo", lambda *_: [(10, 2, 17, "", address) for address in raw]
+    )
+    assert resolve("server.example", 9) == (("fe80::7%3", 9), ("2001:db8::7", 9))
+
+
+def test_local_address_that_no_interface_lists_still_routes(monkeypatch):
+    monkeypatch.setattr(interfaces, "list_interfaces", list)
+    interface, address = route_to("127.0.0.1", 1)
+    assert (interface.name, interface.index, interface.ipv4) == (address, 0, (address,))
+    assert interface.carries_multicast(socket.AF_INET)
+
+
+def test_without_netlink_addresses_stand_for_interfaces(no_netlink):
+    found = find_interface("127.0.0.1")
+    assert (found.name, found.index, found.loopback) == ("127.0.0.1", 0, True)
+    assert route_to("127.0.0.1", 1) == (found, "127.0.0.1")
+
+
+def test_another_system_lists_addresses(monkeypatch):
+    monkeypatch.setattr(interfaces, "sys", SimpleNamespace(platform="darwin"))
+    assert "127.0.0.1" in [interface.name for interface in list_interfaces()]
+
+
+def test_machine_that_does_not_know_its_own_name_has_loopback_at_least(monkeypatch, no_netlink):
+    def fail(*_):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(interfaces.socket, "getaddrinfo", fail)
+    assert "127.0.0.1" in [interface.name for interface in list_interfaces()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "v4", "v6"),
+    [
+        ({}, True, True),
+        ({"up": False}, False, False),
+        ({"ipv6": ()}, True, False),
+        ({"ipv4": ()}, False, True),
+        ({"multicast": False}, False, False),
+        ({"multicast": False, "loopback": True}, True, False),
+    ],
+)
+def test_which_interfaces_carry_multicast(changes, v4, v6):
+    interface = made_up(**changes)
+    assert interface.carries_multicast(socket.AF_INET) is v4
+    assert interface.carries_multicast(socket.AF_INET6) is v6
+
+
+def test_interface_in_a_message_has_its_name_addresses_and_state():
+    assert str(made_up()) == "eth7 (192.0.2.7, 2001:db8::7, fe80::7%7)"
+    assert str(made_up(ipv4=(), ipv6=(), up=False)) == "eth7 (no address, down)"
+
+
+@pytest.mark.parametrize(
+    ("address", "canonical"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("239.1.2.3", "239.1.2.3"),
+        ("2001:DB8:0::1", "2001:db8::1"),
+        ("2001:db8::1%7", "2001:db8::1"),
+        ("fe80::1", "fe80::1%7"),
+        ("fe80::1%9", "fe80::1%9"),
+        ("ff02::1", "ff02::1%7"),
+        ("ff12::1", "ff12::1%7"),
+        ("ff15::1", "ff15::1"),
+    ],
+)
+def test_zone_goes_to_addresses_that_need_one(address, canonical):
+    assert with_zone(address, made_up()) == canonical
+
+
+def test_zone_is_unknown_where_the_interface_has_no_index():
+    assert with_zone("fe80::1", made_up(index=0)) == "fe80::1"
+
+
+def test_zone_by_name_becomes_its_number():
+    index, name = socket.if_nameindex()[0]
+    assert split_zone(f"fe80::1%{name}") == ("fe80::1", index)
+    assert with_zone(f"fe80::1%{name}", made_up()) == f"fe80::1%{index}"
+    with pytest.raises(UsageError, match="nosuch0"):
+        split_zone("fe80::1%nosuch0")
+
+
+def test_family_of_what_is_no_address_is_refused():
+    assert family_of("192.0.2.1") is socket.AF_INET
+    assert family_of("fe80::1%3") is socket.AF_INET6
+    with pytest.raises(UsageError, match=r"server\.example"):
+        family_of("server.example")
+
+
+@pytest.mark.parametrize(
+    ("mtu", "family", "overhead", "block"),
+    [
+        (1500, socket.AF_INET, 87, 1385),
+        (1500, socket.AF_INET6, 87, 1365),
+        (9000, socket.AF_INET, 87, 8885),
+        (65536, socket.AF_INET, 87, 1385),
+    ],
+)
+def test_biggest_block_in_one_datagram(mtu, family, overhead, block):
+    assert block_size_for(mtu, family, overhead) == block
+
+
+def test_loopbacks_mtu_counts_when_asked_for():
+    assert block_size_for(65536, socket.AF_INET, 87, keep_large=True) == 65507 - 87
+
+
+@pytest.mark.parametrize("mtu", [28, 115])
+def test_mtu_without_room_for_a_block_is_refused(mtu):
+    with pytest.raises(UsageError, match="no room"):
+        block_size_for(mtu, socket.AF_INET, 87)
+
+
+@settings(max_examples=50)
+@given(
+    mtu=st.integers(300, 70000),
+    family=st.sampled_from([socket.AF_INET, socket.AF_INET6]),
+    overhead=st.integers(0, 200),
+    keep_large=st.booleans(),
+)
+def test_block_its_headers_and_those_of_ip_fit_the_mtu(mtu, family, overhead, keep_large):
+    block = block_size_for(mtu, family, overhead, keep_large=keep_large)
+    headers = 48 if family == socket.AF_INET6 else 28
+    assert block > 0
+    assert block + overhead + headers <= mtu
+    assert block + overhead <= 65507
+
+
+@pytest.mark.root
+def test_addresses_of_a_link_best_first_with_mac_and_mtu(own_network):
+    def body(sh):
+        sh("ip link set wds0 mtu 1400; ip link set wds1 address 02:00:00:00:00:42; ip link set wds1 down")
+        sh("ip addr add 10.99.1.1/24 dev wds0")
+        link, peer = find_interface("wds0"), find_interface("wds1")
+        assert (link.mtu, link.ipv4) == (1400, ("10.99.0.1", "10.99.1.1"))
+        assert link.ipv6 == ("fd99::1", f"fe80::99%{link.index}")
+        assert link.address_for(socket.AF_INET6) == "fd99::1"
+        assert (peer.mac, peer.up, peer.ipv4) == (b"\2\0\0\0\0\x42", False, ())
+        assert link.carries_multicast(socket.AF_INET6)
+        assert find_interface("10.99.1.1") == find_interface("fe80::99") == link
+
+    own_network(body)
+
+
+@pytest.mark.root
+def test_route_leads_out_of_the_link_that_reaches_the_host_or_is_refused(own_network):
+    def body(_):
+        link = find_interface("wds0")
+        assert route_to("10.99.0.77", 5041) == (link, "10.99.0.1")
+        assert route_to("fd99::77", 5041) == (link, "fd99::1")
+        assert route_to(f"fe80::77%{link.index}", 5041) == (link, f"fe80::99%{link.index}")
+        with pytest.raises(TransportError, match=r"no route to 192\.0\.2\.1.*wds0"):
+            route_to("192.0.2.1", 5041)
+
+    own_network(body)
+
+
+def test_every_listed_address_parses():
+    for interface in list_interfaces():
+        for address in interface.ipv4 + interface.ipv6:
+            assert ipaddress.ip_address(address)
+            assert with_zone(address, interface) == address
