@@ -5,6 +5,7 @@ The commands' work is imported when one of them runs, so that `--help` and shell
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -229,6 +230,8 @@ def main() -> None:
         # Client names come from the network; in a terminal that is not UTF-8 they must not end the program.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    # numpy's linear algebra is not used here, and its idle threads cost a few per cent of a busy processor.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     app(prog_name="deploy-image")
 
 

@@ -7,6 +7,7 @@ or a reader of NDJSON that is slow, delays what is shown and nothing else.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import signal
@@ -109,6 +110,10 @@ def run(work: Callable[[Post], Awaitable[None]], output: Output, *, complain: bo
     standard error.
     """
     command = _Command(work, output)
+    # What is imported by now lives as long as the process, and batches make many short-lived objects without
+    # cycles: without this the collector looks through all of it several times a second.
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
     try:
         trio.run(command.main)
     except* KeyboardInterrupt:

@@ -42,7 +42,10 @@ class ClientData:
         self._highest_loss = 0
 
     def _begin(self, first: int) -> None:
-        """The list starts at FirstODATASeqNo: a new client misses nothing older (deviation 11)."""
+        """The list starts at FirstODATASeqNo: a new client misses nothing older (deviation 11).
+
+        Nor has it lost what was sent before it came (deviation 50).
+        """
         self.first = first
         self.end = first - 1
         self._highest_loss = first - 1

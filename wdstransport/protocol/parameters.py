@@ -50,10 +50,10 @@ class ServerParameters:
     max_clients: int = 1024
     """A session's own limit; 200 is the limit of one KICK packet (deviation 19)."""
     max_pending_clients: int = 256
-    """JOINs that nobody confirmed. Beyond it the oldest is dropped: a flood of forged JOINs costs this much
+    """JOINs that nobody confirmed (deviation 54). Beyond it the oldest is dropped: a flood of forged JOINs costs this much
     memory and nothing else."""
     max_nack_work: int = 2048
-    """Sequence numbers one NACK may make the server look at; the rest comes with the next NACK."""
+    """Sequence numbers one NACK may make the server look at; the rest comes with the next (deviation 53)."""
     max_repairs_queued: int = 16384
     min_clients: int = 1
     max_wait: float | None = None

@@ -159,7 +159,7 @@ class ServerTransport:
             record = None
         if record is None:
             if len(self.clients.active) >= self.parameters.max_clients:
-                return DropReason.STATE
+                return DropReason.STATE  # deviation 54
             record = ClientRecord(
                 client_id=self._take_client_id(),
                 address=source,
@@ -220,7 +220,7 @@ class ServerTransport:
             self._update(record, packet, now)
             self.events.append(ClientActive(record))
             if self.state is ServerState.PRE_START:
-                self.enter_qcc(now)
+                self.enter_qcc(now)  # PreStart ends with the QCR, not with the JOIN (deviation 37)
             self.application.clients_changed(now)
             return None
         if packet.qcc_seq_no not in (0, self._next_qcc_seq_no - 1):
