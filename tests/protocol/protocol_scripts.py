@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 
 import numpy as np
+from hypothesis import HealthCheck, settings
 
 from wdstransport.protocol.client_application import ClientApplication
 from wdstransport.protocol.client_transport import ClientTransport
@@ -21,6 +22,8 @@ from wdstransport.wire.transport import Ack, Join, JoinAck, Nack, OData, Qcc, Qc
 T = 1000.0
 """When scripts begin, seconds."""
 NO_LEAD = 2**64 - 1
+STEADY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Properties hold on a busy machine too."""
 
 
 def ms(seconds):

@@ -3,9 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from protocol_scripts import STEADY
 
 from wdstransport.protocol.client_application import ClientApplication
-from wdstransport.wire.application import CntCir, ProgressReport, decode
+from wdstransport.wire.application import CntCir, ProgressReport, SrvCir, decode, encode
 
 
 def application(*, content_size=1000, block_size=10, now=50.0, have=()):
@@ -137,6 +138,7 @@ def test_blocks_beyond_the_horizon_are_as_if_they_had_not_come():
 
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 10)), max_size=20))
+@STEADY
 def test_reports_never_depart_from_a_plain_list(runs):
     client, have = application(content_size=700), set()
     for first, count in runs:
@@ -150,3 +152,27 @@ def test_reports_never_depart_from_a_plain_list(runs):
         )
         assert packet.progress == len(have) * 100 // 70
         assert client.complete == (len(have) == 70)
+
+
+# ---------------------------------------------------------------------- what a full cache takes
+
+
+@given(
+    st.sets(st.integers(1, 20)), st.integers(1, 20), st.integers(1, 10), st.integers(0, 8), st.integers(5, 20)
+)
+@STEADY
+def test_as_much_of_a_run_is_taken_as_its_missing_blocks_fit(have, first, count, room, horizon):
+    count = min(count, 20 - first + 1)
+    client = application(content_size=200, have=[(block, block) for block in have])
+    client.horizon = horizon
+    taken, refused = client.fitting(first, count, room)
+    wanted = [block not in have and block <= horizon for block in range(first, first + count)]
+    assert sum(wanted[:taken]) <= room
+    assert taken == count or (sum(wanted[:taken]) == room and wanted[taken])
+    assert refused == sum(wanted[taken:])
+
+
+@pytest.mark.parametrize("payload", [b"", b"\0", encode(ProgressReport(1, 1)), encode(SrvCir()) + b"\0"])
+def test_only_srvcir_is_a_query(payload):
+    assert not ClientApplication.is_query(payload)
+    assert ClientApplication.is_query(encode(SrvCir()))

@@ -6,7 +6,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from protocol_scripts import T, ms, snapshot
+from protocol_scripts import STEADY, T, ms, snapshot
 from session_scripts import ME, SERVER, SESSION, ClientWire, broken, data_batch, payload_of
 
 from wdstransport.protocol.events import AllReceived, BlocksArrived, Demoted, Departed, Joined, Left
@@ -484,7 +484,7 @@ def refusal(data):
     st.booleans(),
     st.booleans(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(STEADY, max_examples=300)
 def test_whatever_is_not_accepted_changes_nothing_and_is_not_answered(data, joined, multicast):
     client = in_use(joined)
     session = client.session
@@ -502,7 +502,7 @@ def test_whatever_is_not_accepted_changes_nothing_and_is_not_answered(data, join
     st.lists(st.one_of(st.binary(max_size=90), broken(EVERY_PACKET, SECURITY)), max_size=6),
     st.integers(1, 150),
 )
-@settings(max_examples=150, deadline=None)
+@settings(STEADY, max_examples=150)
 def test_no_batch_of_any_bytes_raises_and_every_datagram_is_counted(pieces, segment):
     client = in_use()
     data = b"".join(pieces)
@@ -526,7 +526,7 @@ pauses = st.sampled_from([0.0, 0.0, 0.001, 0.02, 0.5, 5.0, 25.0, 31.0])
 
 
 @given(st.lists(st.tuples(pauses, events), max_size=40), st.integers(0, 3))
-@settings(max_examples=120, deadline=None)
+@settings(STEADY, max_examples=120)
 def test_after_its_timers_the_next_deadline_is_always_later(script, seed):
     client, now, waiting = ClientWire(seed=seed, total_blocks=60, max_cache_size=300), T, []
     session = client.session

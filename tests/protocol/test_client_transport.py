@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from literal_client import LiteralClient
-from protocol_scripts import NO_LEAD, ClientScript, T, ms, records
+from protocol_scripts import NO_LEAD, STEADY, ClientScript, T, ms, records
 
 from wdstransport.protocol.client_transport import ClientState
 from wdstransport.protocol.events import BlocksArrived, Demoted, Departed, Joined, Left
@@ -831,7 +831,7 @@ def literally(literal, rows):
 
 
 @given(batches())
-@settings(max_examples=200)
+@settings(STEADY, max_examples=200)
 def test_batch_leaves_what_its_packets_leave_one_by_one(script):
     client, literal = ClientScript().regular(), LiteralClient()
     for rows in script:

@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from protocol_scripts import STEADY
 
 from wdstransport.protocol.loss import LossFilter, scaled_loss, throughput, unscaled_loss
 
@@ -48,6 +49,7 @@ def test_rate_settles_at_the_share_of_packets_lost():
 
 
 @given(st.floats(0, 1), st.lists(st.tuples(st.booleans(), st.integers(1, 30)), max_size=10))
+@STEADY
 def test_many_packets_at_once_count_as_many_one_by_one(start, steps):
     at_once, one_by_one = LossFilter(), LossFilter()
     at_once.rate = one_by_one.rate = start
@@ -91,6 +93,7 @@ def test_throughput_without_loss_is_infinite():
 
 
 @given(st.floats(0.001, 10), st.floats(0.0001, 0.9), st.floats(1.01, 1.1))
+@STEADY
 def test_more_loss_or_more_delay_is_less_throughput(rtt, loss, factor):
     assert throughput(rtt, loss * factor) < throughput(rtt, loss)
     assert throughput(rtt * factor, loss) < throughput(rtt, loss)

@@ -5,7 +5,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from protocol_scripts import ServerScript, T, address, ms
+from protocol_scripts import STEADY, ServerScript, T, address, ms
 
 from wdstransport.protocol.loss import scaled_loss
 from wdstransport.protocol.server_data import ODataRun
@@ -607,7 +607,7 @@ actions = st.one_of(
 
 
 @given(st.lists(st.tuples(st.integers(0, 700), actions), max_size=40))
-@settings(max_examples=80, deadline=None)
+@settings(STEADY, max_examples=80)
 def test_sender_keeps_the_documents_books(script):
     server = Round(exp_max_window_size=8, max_window_size=12)
     data, now, blocks, size, trail = server.data, T + 2, {}, 1, 0
@@ -664,3 +664,80 @@ def test_sender_keeps_the_documents_books(script):
         assert data.trail == (head if blocks else 0)
         assert data.sendable() == (max(0, size - (len(blocks) - trail)) if given else 0)
         server.sent()
+
+
+# ---------------------------------------------------------------------- a client that falls behind
+
+
+@pytest.fixture
+def narrow():
+    server = ServerScript(max_window_size=50, exp_max_window_size=50)
+    clients, now = server.data_state(1, 2)
+    server.master = server.data.master_client_id
+    assert server.master in clients
+    assert now < T + 2
+    return server
+
+
+def report(server, client, hi, now):
+    server.transport._out_state_qcc_timer(now)
+    server.qcr(client, now, seq=server.transport._next_qcc_seq_no - 1, hi=hi)
+
+
+def test_client_further_behind_than_any_window_reaches_becomes_the_master(narrow):
+    slow, now = behind_in_steps(narrow)
+    report(narrow, slow, 100, now)
+    assert narrow.data.master_client_id == slow
+    assert narrow.data.mc_trail == 100
+    assert narrow.data.sendable() == 0  # 100 in flight to it, a window of 50
+
+
+def test_client_within_the_window_does_not_become_the_master(narrow):
+    slow, now = behind_in_steps(narrow)
+    report(narrow, slow, 150, now)
+    assert narrow.data.master_client_id == narrow.master
+    assert narrow.data.mc_trail == 200
+
+
+def test_client_that_has_received_nothing_yet_does_not_become_the_master(narrow):
+    slow, now = behind_in_steps(narrow)
+    report(narrow, slow, 0, now)
+    assert narrow.data.master_client_id == narrow.master
+
+
+def test_slow_master_moves_the_window_again_once_it_acknowledges(narrow):
+    slow, now = behind_in_steps(narrow)
+    report(narrow, slow, 100, now)
+    narrow.ack(slow, 180, now + 0.1)
+    assert narrow.data.mc_trail == 180
+    assert narrow.data.sendable() == 30
+
+
+def test_master_that_does_not_move_for_a_second_does_not_hold_the_others(narrow):
+    slow, now = behind_in_steps(narrow)
+    report(narrow, slow, 100, now)
+    narrow.data.cleanup_timer(now + 0.9)
+    assert narrow.data.mc_trail == 100
+    narrow.data.cleanup_timer(now + 1.0)
+    assert narrow.data.mc_trail == 200
+    narrow.data._set_master(narrow.clients.active[narrow.master])
+    report(narrow, slow, 101, now + 1.1)
+    assert narrow.data.master_client_id == narrow.master
+
+
+def behind_in_steps(server):
+    """200 blocks sent and acknowledged through a window of 50; the other client and the time."""
+    now = T + 2
+    server.data.window.size = 50
+    server.data.give([(1, 10_000)])
+    for lead in (50, 100, 150, 200):
+        assert server.data.take_odata(50, now) is not None
+        server.ack(server.master, lead, now)
+    return next(client for client in server.clients.active if client != server.master), now
+
+
+def test_nack_that_changes_the_master_sets_the_window_to_what_the_new_one_has(narrow):
+    slow, now = behind_in_steps(narrow)
+    narrow.nack(slow, ((121, 125),), now, loss=10**15, hi=199)
+    assert narrow.data.master_client_id == slow
+    assert narrow.data.mc_trail == 120

@@ -6,7 +6,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from protocol_scripts import T, address, ms, snapshot
+from protocol_scripts import STEADY, T, address, ms, snapshot
 from session_scripts import SESSION, ServerWire, broken
 
 from wdstransport.protocol.events import ClientActive, ClientGone, Gone, SendingBegan, Terminated
@@ -432,7 +432,7 @@ def refusal(data):
 
 
 @given(st.one_of(st.binary(max_size=200), broken(EVERY_PACKET, SECURITY)), st.integers(1, 4))
-@settings(max_examples=300, deadline=None)
+@settings(STEADY, max_examples=300)
 def test_whatever_is_not_accepted_changes_nothing_and_is_not_answered(data, number):
     server, now = in_use()
     session = server.session
@@ -450,7 +450,7 @@ def test_whatever_is_not_accepted_changes_nothing_and_is_not_answered(data, numb
     st.lists(st.one_of(st.binary(max_size=90), broken(EVERY_PACKET, SECURITY)), max_size=6),
     st.integers(1, 150),
 )
-@settings(max_examples=100, deadline=None)
+@settings(STEADY, max_examples=100)
 def test_no_batch_of_any_bytes_raises(pieces, segment):
     server, now = in_use()
     data = b"".join(pieces)
@@ -475,7 +475,7 @@ pauses = st.sampled_from([0.0, 0.001, 0.05, 0.4, 2.0, 70.0])
 
 
 @given(st.lists(st.tuples(pauses, steps), max_size=40))
-@settings(max_examples=120, deadline=None)
+@settings(STEADY, max_examples=120)
 def test_after_its_timers_the_next_deadline_is_always_later(script):
     server, now, ids = ServerWire(min_clients=1), T, {}
     session, data = server.session, server.transport.data

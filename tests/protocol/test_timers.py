@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from protocol_scripts import STEADY
 
 from wdstransport.protocol.timers import ClientTimer, ServerTimer, TimerTable
 
@@ -100,6 +101,7 @@ operations = st.one_of(
 
 
 @given(st.lists(operations, max_size=40))
+@STEADY
 def test_table_behaves_like_a_plain_dictionary(steps):
     timers, model = TimerTable(), {}
     for step in steps:

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from protocol_scripts import STEADY
 
 from wdstransport.protocol.window import DataPacketList, SentRun, Window
 
@@ -86,6 +87,7 @@ def test_refused_cut_does_not_postpone_the_next():
 
 
 @given(st.lists(st.one_of(st.integers(0, 50), st.none()), max_size=60))
+@STEADY
 def test_window_follows_the_documents_arithmetic(steps):
     window, size = Window(16, 64), 1
     for now, packets in enumerate(steps):
@@ -173,7 +175,7 @@ steps = st.one_of(
 
 
 @given(st.lists(steps, max_size=40))
-@settings(max_examples=200)
+@settings(STEADY, max_examples=200)
 def test_list_behaves_like_a_dictionary_of_packets(script):
     packets, model, following = DataPacketList(), {}, 1
     for step, (name, first, second) in enumerate(script):

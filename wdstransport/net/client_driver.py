@@ -22,9 +22,13 @@ __all__ = ["ClientDriver", "Consumer", "Sockets"]
 
 _READS_A_TURN = 32
 _FAREWELL = 0.5
-_PATIENCE = 0.2
-"""Seconds for which a full cache keeps the socket unread, so that the kernel's buffer takes a short stall,
-before blocks are refused as the documents say (MS-WDSMT 3.2.5.13)."""
+_STALL = 0.5
+_GLIMPSE = 0.1
+_ROOM = 1 << 18
+"""A full cache leaves the socket unread while storing moves on, only slower: the kernel's buffer fills, and
+what it then drops makes this client ask for repairs, become the master and set the pace. Blocks are refused
+(MS-WDSMT 3.2.5.13) when nothing has been stored for `_STALL` seconds: a disk that stands still must not hold
+the others up. Every `_GLIMPSE` seconds one read lets control packets in all the same."""
 
 
 class Consumer(Protocol):
@@ -117,7 +121,9 @@ class ClientDriver:
         self.pool = SlabPool(1 << 20, max(4, -(-cache_bytes * 5 // 4 >> 20)) + 2)
         self.pool.on_free = self.wake
         self._own_pool = SlabPool(1 << 16, 2)
-        self._stalled_since: float | None = None
+        self._full = False
+        self._stored_at = -math.inf
+        self._glimpse_at = -math.inf
         self._own_seen = trio.Event()
         self._open(sockets)
 
@@ -132,7 +138,7 @@ class ClientDriver:
     @property
     def stalled(self) -> bool:
         """Whether the socket is left unread because storing is behind."""
-        return self._stalled_since is not None
+        return self._full
 
     def wake(self) -> None:
         """Look at the session again: a call from outside changed it."""
@@ -200,18 +206,19 @@ class ClientDriver:
 
     async def _sleep(self, now: float) -> None:
         deadline = min(self.session.next_deadline(), self._next_turn)
-        if self._stalled_since is None:
+        if not self._full:
             await self._waiter.wait(deadline)
             return
         # Not reading on purpose: only memory, time or a call may end this sleep.
         if not self.reader.starved:
-            deadline = min(deadline, self._stalled_since + _PATIENCE)
+            deadline = min(deadline, self._glimpse_at, max(now, self._stored_at + _STALL))
         await self._waiter.pause(deadline)
 
     def _collect(self, now: float) -> bool:
         worked = False
         while (events := self._consumer.collect()) is not None:
             worked = True
+            self._stored_at = now
             for event in events:
                 self.session.stored(event, now)
                 self.stored += event.count * event.block_len
@@ -223,13 +230,18 @@ class ClientDriver:
         return worked
 
     def _may_read(self, now: float) -> bool:
-        """Whether to take data from the socket, or leave it to the kernel's buffer for a moment."""
-        if self.session.cache_room >= min(1 << 17, self.session.cache_size // 2):
-            self._stalled_since = None
+        """Whether to take data from the socket, or leave it to the kernel's buffer."""
+        if self.session.cache_room >= min(_ROOM, self.session.cache_size // 2):
+            self._full = False
             return True
-        if self._stalled_since is None:
-            self._stalled_since = now
-        return now - self._stalled_since >= _PATIENCE
+        if not self._full:
+            self._full = True
+            self._stored_at = now
+            self._glimpse_at = now + _GLIMPSE
+        if now >= self._glimpse_at:
+            self._glimpse_at = now + _GLIMPSE
+            return True
+        return now - self._stored_at >= _STALL
 
     def _read_group(self) -> bool:
         for count in range(_READS_A_TURN):
@@ -239,8 +251,9 @@ class ClientDriver:
                 return count > 0
             batch = self.reader.read()
             if batch is None:
-                if self.reader.starved and self._stalled_since is None:
-                    self._stalled_since = now
+                if self.reader.starved:
+                    self._full = True
+                    self._glimpse_at = now + _GLIMPSE
                 return count > 0
             self._take(batch, now, multicast=True)
             self._send(now)

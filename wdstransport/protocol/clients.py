@@ -36,6 +36,8 @@ class ClientRecord:
     hi_odata_seq_no: int = 0
     progress: int = 0
     time_in_session: int = 0
+    gave_up_on: bool = False
+    """It was master and did not move: the others do not wait for it again."""
     utilization: dict[str, int] = field(default_factory=dict)
 
 

@@ -78,6 +78,8 @@ class DataState:
         self.counters = DataCounters()
         self._next_spm_seq_no = 1
         self._spm_count = 0
+        self._reached = 0
+        self._moved_at = 0.0
         self._given: deque[tuple[int, int]] = deque()
         self._waiting_for_empty = False
         self._repairs: dict[int, int] = {}
@@ -146,7 +148,7 @@ class DataState:
         self._given.clear()
         self._repairs.clear()
         self._waiting_for_empty = False
-        self.mc_trail = self.mc_lead
+        self.mc_trail = self._reached = self.mc_lead
 
     @property
     def given(self) -> tuple[tuple[int, int], ...]:
@@ -218,6 +220,8 @@ class DataState:
         self.mc_loss = record.loss = unscaled_loss(packet.loss_rate)
         record.hi_odata_seq_no = packet.hi_odata_seq_no
         self.window.acknowledged(packet.odata_seq_no - self.mc_trail)
+        if packet.odata_seq_no > self.mc_trail:
+            self._moved_at = now
         self.mc_trail = packet.odata_seq_no
         self._check_empty(now)
         return None
@@ -233,11 +237,43 @@ class DataState:
             self.mc_loss = client.loss
         elif throughput(max(0.001, client.rtt), client.loss) < 0.75 * throughput(self.mcrtt, self.mc_loss):
             self._set_master(client)
+            has = packet.ranges[0][0] - 1 if packet.ranges else packet.hi_odata_seq_no
+            self._follow(client, has, now)
         self.window.lost(now, self.mcrtt)
         for start in range(0, len(packet.ranges) or 1, _NCF_RANGES):
             self._transport.outbox.put(Ncf(packet.ranges[start : start + _NCF_RANGES]))
         self._queue_repairs(packet.ranges, now)
         return None
+
+    def on_report(self, client: ClientRecord, now: float) -> None:
+        """A QCR tells how far a client is: one that falls behind becomes the master (deviation 55).
+
+        Only the master's pace moves the window. A client that is further behind than any window reaches is
+        about to lose what its buffers hold, and says nothing about it before it has.
+        """
+        if not self.master_client_id or client.client_id == self.master_client_id:
+            return
+        behind = self.mc_lead - client.hi_odata_seq_no
+        if client.hi_odata_seq_no and behind > self.window.maximum and not client.gave_up_on:
+            self._set_master(client)
+            self._follow(client, client.hi_odata_seq_no, now)
+
+    def _follow(self, master: ClientRecord, has: int, now: float) -> None:
+        """MCTrail is what the master has acknowledged: for a new one, what it says it has (deviation 55)."""
+        if not self.packets or master.gave_up_on:
+            return
+        self._reached = max(self._reached, self.mc_trail)
+        self.mc_trail = min(self.mc_trail, max(has, self.packets.first_seq - 1))
+        self._moved_at = now
+
+    def _watch_progress(self, now: float) -> None:
+        """Nobody may hold the session for ever: after a second without progress MCTrail is what it was."""
+        if self.mc_trail >= self._reached or now - self._moved_at < self._parameters.data_linger:
+            return
+        self.mc_trail = self._reached
+        master = self._transport.clients.active.get(self.master_client_id)
+        if master is not None:
+            master.gave_up_on = True
 
     def _queue_repairs(self, ranges: tuple[tuple[int, int], ...], now: float) -> None:
         """Queue each requested packet that is there and was not sent within 4 x MCRTT."""
@@ -261,6 +297,7 @@ class DataState:
 
     def cleanup_timer(self, now: float) -> None:
         """3.1.6.7: forget what nobody can ask for again; an SPM tells the new Trail."""
+        self._watch_progress(now)
         interval = self._parameters.cleanup_data_list_interval
         self._transport.timers.set(ServerTimer.CLEANUP_DATA_LIST, now + interval)
         if self.packets.clean_up(now - 1.0, self.mc_trail):

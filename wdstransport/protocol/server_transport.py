@@ -231,6 +231,8 @@ class ServerTransport:
         self._update(record, packet, now)
         if packet.qcc_seq_no:
             record.qcr_received = True
+            if record.client_id in self.clients.active:
+                self.data.on_report(record, now)
         return None
 
     def _update(self, record: ClientRecord, packet: Qcr, now: float) -> None:
@@ -323,8 +325,10 @@ class ServerTransport:
         if record is None:
             return False
         record.kick_reason = reason
+        # A timer that runs on for an empty list (3.1.6.3) is no reason to let this client wait for it.
+        waiting = bool(self.clients.kicked) and ServerTimer.KICK in self.timers
         self.clients.kick(record)
-        if ServerTimer.KICK not in self.timers:
+        if not waiting:
             self._send_kick()
             self.timers.set(ServerTimer.KICK, now + self.parameters.kick_interval)
         self._lost_active(record, now)
