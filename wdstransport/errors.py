@@ -2,7 +2,10 @@
 
     TransportError
     ├── UsageError              the caller asked for something that cannot be (exit code 2)
-    │   └── ClosedError         a call on an object whose life is over
+    │   ├── ClosedError         a call on an object whose life is over
+    │   │   └── ShutdownError   a call on a client session after its `shutdown()`
+    │   ├── InvalidRequestError a call that a client session does not take in its present state
+    │   └── StillConnectedError a client's object was to be closed before the client had left
     ├── RemoteError             the other side said no, went away or misbehaved
     │   ├── RefusedError        the server answered with a Win32 code (exit code 3)
     │   ├── RemovedError        the server sent KICK (exit code 4)
@@ -24,11 +27,14 @@ __all__ = [
     "ContentError",
     "ContentNotFoundError",
     "IntegrityError",
+    "InvalidRequestError",
     "NobodyAnsweredError",
     "RefusedError",
     "RemoteError",
     "RemovedError",
+    "ShutdownError",
     "SourceChangedError",
+    "StillConnectedError",
     "StorageError",
     "TransportError",
     "UsageError",
@@ -53,6 +59,30 @@ class UsageError(TransportError):
 
 class ClosedError(UsageError):
     """A call on an object that was closed; it cannot be opened again."""
+
+
+class ShutdownError(ClosedError):
+    """A call on a client session that was shut down.
+
+    Attributes:
+        winerror: MF_E_SHUTDOWN, what Media Foundation returns in the same place.
+    """
+
+    winerror: int = 0xC00D3E85
+
+
+class InvalidRequestError(UsageError):
+    """A request that a client session cannot do in its present state, such as any but four after `close()`.
+
+    Attributes:
+        winerror: MF_E_INVALIDREQUEST, what Media Foundation returns in the same place.
+    """
+
+    winerror: int = 0xC00D36B2
+
+
+class StillConnectedError(UsageError):
+    """A client's object can be closed only after the client has been disconnected."""
 
 
 class RemoteError(TransportError):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import secrets
 import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,7 +12,6 @@ from typing import Self
 import trio
 
 from wdstransport.content.namespaces import Namespace
-from wdstransport.content.sources import Source
 from wdstransport.errors import (
     ClosedError,
     ContentError,
@@ -26,20 +23,20 @@ from wdstransport.net.batching import probe_merging, probe_segmentation
 from wdstransport.net.client_setup import MODES
 from wdstransport.net.initiation import InitiationListener
 from wdstransport.net.interfaces import Endpoint, Interface, family_of, find_interface
-from wdstransport.net.serving import Place, ServedSession, SessionPlaces, SessionSettings, open_session
+from wdstransport.net.places import SessionPlaces
+from wdstransport.net.served_client import ClientCallback, ClientRecords, ServedClient
+from wdstransport.net.serving import SessionSettings
+from wdstransport.net.session_table import SessionTable
 from wdstransport.net.waiting import open_tasks
-from wdstransport.observe.events import RequestRefused, ServerEvent, ServerListening, SessionOpened, Warned
+from wdstransport.observe.events import RequestRefused, ServerEvent, ServerListening, Warned
 from wdstransport.observe.statistics import ServerStatistics
 from wdstransport.protocol.server_transport import DemoteTarget
 from wdstransport.wire.initiation import ErrorReply, InitiationPacket, Reply, Request
 from wdstransport.wire.transport import KickReason
 
-__all__ = ["TransportServer"]
+__all__ = ["ClientCallback", "ServedClient", "TransportServer"]
 
 _FILE_NOT_FOUND, _PATH_NOT_FOUND, _READ_FAULT, _TOO_MANY_SESSIONS = 2, 3, 30, 69
-
-_Key = tuple[str, str, str, int]
-"""Namespace, content, local address and level; level 1 is the slower session of DEMOTE."""
 
 
 class TransportServer:
@@ -47,7 +44,8 @@ class TransportServer:
 
     Opening puts it into its active state: when `open` returns, it listens and accepts clients. Closing tells
     every client (KICK) and stops listening; there are no client-left events for these, since the caller did
-    it. A closed server cannot be opened again.
+    it. A closed server cannot be opened again. `clients` has an object for every client, whose life is
+    described at `ServedClient`.
 
         async with TransportServer([DirectoryNamespace("images", "/srv/images")]) as server:
             await server.wait_completed(30)
@@ -111,9 +109,15 @@ class TransportServer:
             max_wait=max_wait,
         )
         self._places = SessionPlaces(group, session_ports)
-        self._max_sessions = max_sessions
-        self._sessions: dict[_Key, ServedSession] = {}
-        self._opening: dict[_Key, trio.Event] = {}
+        self._clients = ClientRecords()
+        self._sessions = SessionTable(
+            places=self._places,
+            settings=self._settings,
+            max_sessions=max_sessions,
+            clients=self._clients,
+            tell=self._tell,
+            completed=self._count_completed,
+        )
         self._listeners: list[InitiationListener] = []
         self._state = "new"
         self._start = 0.0
@@ -121,7 +125,6 @@ class TransportServer:
         self._refused = 0
         self._completed = 0
         self._completion = trio.Condition()
-        self._rng = random.Random(secrets.randbits(128))
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._nursery: trio.Nursery | None = None
         self._features = {
@@ -171,18 +174,44 @@ class TransportServer:
             nursery: where the server's tasks run; it must outlive the server.
 
         Raises:
-            ClosedError: it was closed before.
+            ClosedError: it was closed before, or while this waited.
             UsageError: it is open, or there is no such interface.
-            TransportError: the port is taken.
+            TransportError: the port is taken. It may be tried again, as after an UsageError.
         """
+        self._check_not_closed()
+        if self._state != "new":
+            raise UsageError("the server is open already")
+        self._state = "opening"
+        try:
+            interface: Interface | None = None
+            if self._interface_name is not None:
+                interface = await trio.to_thread.run_sync(find_interface, self._interface_name)
+            self._check_not_closed()
+            self._listen(interface)
+        except BaseException:
+            if self._state == "opening":
+                self._state = "new"
+            raise
+        self._start = trio.current_time()
+        self._nursery = nursery
+        self._sessions.open(nursery, self._start)
+        self._state = "open"
+        for listener in self._listeners:
+            nursery.start_soon(listener.serve, self._answer)
+        self._tell(
+            ServerListening(
+                seconds=0.0,
+                address=self._listeners[0].address,
+                interface=str(interface) if interface is not None else "all",
+                namespaces=tuple(self._namespaces),
+            )
+        )
+
+    def _check_not_closed(self) -> None:
         if self._state == "closed":
             raise ClosedError("a closed server cannot be opened again; make a new one")
-        if self._state == "open":
-            raise UsageError("the server is open already")
-        self._start = trio.current_time()
-        interface: Interface | None = None
-        if self._interface_name is not None:
-            interface = await trio.to_thread.run_sync(find_interface, self._interface_name)
+
+    def _listen(self, interface: Interface | None) -> None:
         for address, family in self._listen_on(interface):
             try:
                 self._listeners.append(InitiationListener(address, self._port, family))
@@ -195,18 +224,6 @@ class TransportServer:
                 raise
             if self._port == 0:
                 self._port = self._listeners[0].address[1]
-        self._nursery = nursery
-        self._state = "open"
-        for listener in self._listeners:
-            nursery.start_soon(listener.serve, self._answer)
-        self._tell(
-            ServerListening(
-                seconds=0.0,
-                address=self._listeners[0].address,
-                interface=str(interface) if interface is not None else "all",
-                namespaces=tuple(self._namespaces),
-            )
-        )
 
     def _listen_on(self, interface: Interface | None) -> list[tuple[str | None, int]]:
         if interface is None:
@@ -225,20 +242,13 @@ class TransportServer:
     async def close(self) -> None:
         """Disconnect every client (KICK) and stop listening; a second close does nothing.
 
-        Returns when every client has left or after a second at the latest.
+        Returns when every client has left or after a second at the latest; after that no event comes. No
+        `ClientLeft` and no `ClientCallback.disconnected` is told of the clients that this disconnects.
         """
-        if self._state != "open":
-            self._state = "closed"
-            return
         self._state = "closed"
         for listener in self._listeners:
             listener.close()
-        now = trio.current_time()
-        sessions = list(self._sessions.values())
-        for served in sessions:
-            served.close(now)
-        for served in sessions:
-            await served.ended.wait()
+        await self._sessions.close(trio.current_time())
         async with self._completion:
             self._completion.notify_all()
 
@@ -250,7 +260,7 @@ class TransportServer:
     @property
     def address(self) -> Endpoint:
         """Where requests are listened for, once open."""
-        if not self._listeners:
+        if self._state != "open":
             raise UsageError("the server is not open")
         return self._listeners[0].address
 
@@ -264,9 +274,11 @@ class TransportServer:
             if namespace is None:
                 return self._refuse(request, source, _PATH_NOT_FOUND)
             place = await trio.to_thread.run_sync(self._places.locate, local, bool(request.ipv6_capable))
-            served = await self._session(namespace, request.content, place, 0)
+            served = await self._sessions.session(namespace, request.content, place)
             if served is None:
                 return self._refuse(request, source, _TOO_MANY_SESSIONS)
+        except ClosedError:
+            return None
         except ContentNotFoundError:
             return self._refuse(request, source, _FILE_NOT_FOUND)
         except ContentError as error:
@@ -296,84 +308,6 @@ class TransportServer:
     def _seconds(self) -> float:
         return trio.current_time() - self._start
 
-    async def _session(
-        self, namespace: Namespace, content: str, place: Place, level: int, rate: float | None = None
-    ) -> ServedSession | None:
-        """The session that delivers a content at a place; a new one if there is none. None when full."""
-        key = (namespace.name, content, place.address, level)
-        while key in self._opening:
-            await self._opening[key].wait()
-        served = self._sessions.get(key)
-        if served is not None and await served.is_current():
-            return served
-        self._opening[key] = trio.Event()
-        try:
-            if len(self._sessions) >= self._max_sessions and not self._evict():
-                return None
-            source: Source = await trio.to_thread.run_sync(namespace.open, content)
-            try:
-                served = open_session(
-                    source,
-                    namespace=namespace.name,
-                    content=content,
-                    place=place,
-                    places=self._places,
-                    settings=self._settings if rate is None else self._settings.slower(rate),
-                    session_id=self._new_session_id(),
-                    rng=self._rng,
-                    start=self._start,
-                    tell=self._tell,
-                    completed=self._count_completed,
-                )
-            except BaseException:
-                source.close()
-                raise
-            self._sessions[key] = served
-            assert self._nursery is not None
-            self._nursery.start_soon(self._run, key, served)
-        finally:
-            self._opening.pop(key).set()
-        offer = served.offer()
-        self._tell(
-            SessionOpened(
-                seconds=self._seconds(),
-                session_id=offer.session_id,
-                namespace=namespace.name,
-                content=content,
-                size=offer.content_size,
-                block_size=offer.block_size,
-                total_blocks=offer.total_blocks,
-                group=served.group,
-                address=served.address,
-                interface=str(place.interface),
-            )
-        )
-        for warning in served.warnings:
-            self._warn(warning)
-        return served
-
-    def _evict(self) -> bool:
-        """End the oldest session that nobody has joined or that everybody has left."""
-        for key, served in self._sessions.items():
-            if not served.driver.session.members:
-                served.close(trio.current_time())
-                del self._sessions[key]
-                return True
-        return False
-
-    def _new_session_id(self) -> int:
-        taken = {served.driver.session.session_id for served in self._sessions.values()}
-        while (session_id := self._rng.getrandbits(32)) in taken or not session_id:
-            pass
-        return session_id
-
-    async def _run(self, key: _Key, served: ServedSession) -> None:
-        try:
-            await served.run()
-        finally:
-            if self._sessions.get(key) is served:
-                del self._sessions[key]
-
     def _count_completed(self) -> None:
         self._completed += 1
         assert self._nursery is not None
@@ -397,10 +331,9 @@ class TransportServer:
         Raises:
             UsageError: no such session, or no such active client in it.
         """
-        served = self._find(session_id)
-        if not served.driver.session.kick(client_id, reason, trio.current_time()):
+        _, served = self._sessions.find(session_id)
+        if not served.kick(client_id, reason):
             raise UsageError(f"session {session_id} has no active client {client_id}")
-        served.driver.wake()
 
     async def demote(self, session_id: int, client_id: int, rate: float | None = None) -> int:
         """Send a client to a slower session of the same content (MS-WDSMT 3.1.5.10).
@@ -418,16 +351,7 @@ class TransportServer:
             UsageError: no such session or client, a client that cannot be demoted, or a session that
                 is the slowest already.
         """
-        key, served = next(
-            (
-                (key, served)
-                for key, served in self._sessions.items()
-                if served.driver.session.session_id == session_id
-            ),
-            (None, None),
-        )
-        if key is None or served is None:
-            raise UsageError(f"there is no session {session_id}")
+        key, served = self._sessions.find(session_id)
         record = served.driver.session.transport.clients.active.get(client_id)
         if record is None:
             raise UsageError(f"session {session_id} has no active client {client_id}")
@@ -437,7 +361,7 @@ class TransportServer:
             raise UsageError(f"session {session_id} is the slowest already")
         if rate is None:
             rate = (self._settings.rate or served.statistics().bytes_per_second or 10e6) / 2
-        lower = await self._session(self._namespaces[key[0]], key[1], served.place, 1, rate)
+        lower = await self._sessions.session(self._namespaces[key[0]], key[1], served.place, 1, rate)
         if lower is None:
             raise UsageError("too many sessions for one more")
         offer: Reply = lower.offer()
@@ -452,11 +376,21 @@ class TransportServer:
         served.driver.wake()
         return offer.session_id
 
-    def _find(self, session_id: int) -> ServedSession:
-        for served in self._sessions.values():
-            if served.driver.session.session_id == session_id:
-                return served
-        raise UsageError(f"there is no session {session_id}")
+    def clients(self) -> tuple[ServedClient, ...]:
+        """Every client that is connected, and those that have left and were not closed.
+
+        Of the latter at most `wdstransport.net.served_client.MAX_DISCONNECTED` (1024) are kept; then the one
+        that left first is closed.
+        """
+        return self._clients.all()
+
+    def client(self, session_id: int, client_id: int) -> ServedClient:
+        """One client, connected or not, by the numbers that `ClientJoined` told.
+
+        Raises:
+            UsageError: there is no such client, or it was closed.
+        """
+        return self._clients.find(session_id, client_id)
 
     def statistics(self) -> ServerStatistics:
         """A snapshot of everything."""
@@ -465,7 +399,7 @@ class TransportServer:
             dropped.update(listener.dropped)
         return ServerStatistics(
             seconds=self._seconds(),
-            sessions=tuple(served.statistics() for served in self._sessions.values()),
+            sessions=tuple(served.statistics() for served in self._sessions.current()),
             requests=self._requests,
             refused=self._refused,
             completed=self._completed,

@@ -156,8 +156,8 @@ class ClientDriver:
                 try:
                     await self._pump()
                 except BaseException:
-                    with trio.CancelScope(shield=True, deadline=trio.current_time() + _FAREWELL):
-                        await self._farewell()
+                    with trio.CancelScope(shield=True):
+                        await self._farewell(trio.current_time() + _FAREWELL)
                     raise
                 nursery.cancel_scope.cancel()
         finally:
@@ -307,13 +307,15 @@ class ClientDriver:
         trio.lowlevel.notify_closing(self.sockets.group.sock)
         self.sockets.close()
 
-    async def _farewell(self) -> None:
+    async def _farewell(self, until: float) -> None:
         """Leave as cancelled: the server is told, whatever ends this run."""
         session = self.session
         session.leave(Left.CANCELLED, trio.current_time())
         while not session.over:
-            await trio.sleep_until(min(session.next_deadline(), trio.current_time() + 0.1))
-            session.handle_timers(trio.current_time())
+            await trio.sleep_until(min(session.next_deadline(), until))
+            # Where round trips are long, LEAVE's wait (MS-WDSMT 3.2.5.4.3) is longer than a caller's patience.
+            now = trio.current_time()
+            session.handle_timers(now if now < until else session.next_deadline())
         self._send(trio.current_time())
 
     def _send(self, now: float) -> None:

@@ -109,6 +109,8 @@ class InitiationListener:
             except trio.ClosedResourceError:
                 return
             except OSError:
+                if self._sock.fileno() < 0:
+                    return  # closed between two reads, or before the first
                 self.dropped["socket_error"] += 1  # ICMP of an earlier reply, or an interface that went
                 await trio.lowlevel.checkpoint()
                 continue
@@ -131,7 +133,7 @@ class InitiationListener:
             self.requests += 1
             try:
                 await self._sock.sendmsg([encode(reply)], info, 0, source)
-            except OSError:
+            except (OSError, trio.ClosedResourceError):
                 self.dropped["reply_not_sent"] += 1
 
     def _endpoint(self, source: Any) -> Endpoint:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import random
-import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,11 +11,13 @@ from dataclasses import dataclass, replace
 import trio
 
 from wdstransport.content.sources import Source
-from wdstransport.errors import ContentError, TransportError, UsageError
+from wdstransport.errors import ContentError, UsageError
 from wdstransport.net.batching import probe_merging, probe_segmentation
-from wdstransport.net.interfaces import Endpoint, Interface, block_size_for, family_of, find_interface
-from wdstransport.net.multicast import OpenSocket, is_port_in_use, open_server_socket
+from wdstransport.net.interfaces import Endpoint, block_size_for, family_of
+from wdstransport.net.multicast import OpenSocket
 from wdstransport.net.pacing import set_kernel_pacing
+from wdstransport.net.places import Place, SessionPlaces
+from wdstransport.net.served_client import ClientRecords, ServedClient
 from wdstransport.net.server_driver import ServerDriver
 from wdstransport.observe.events import ClientJoined, ClientLeft, SendingStarted, ServerEvent, SessionEnded
 from wdstransport.observe.statistics import ClientStatistics, SessionStatistics
@@ -33,12 +34,9 @@ from wdstransport.protocol.parameters import ServerParameters
 from wdstransport.protocol.server_session import ServerSession
 from wdstransport.wire.initiation import Reply, total_blocks
 from wdstransport.wire.security import SecurityMode, make_security
-from wdstransport.wire.transport import FW_LEAD_OPTION_LEN, data_overhead
+from wdstransport.wire.transport import FW_LEAD_OPTION_LEN, KickReason, data_overhead
 
-__all__ = ["Place", "ServedSession", "SessionPlaces", "SessionSettings", "open_session"]
-
-_GROUP4, _GROUP6 = "239.192.80.1", "ff15::5744:1"
-_SNDBUF, _RCVBUF = 1 << 20, 4 << 20
+__all__ = ["ServedSession", "SessionSettings", "open_session"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,98 +53,6 @@ class SessionSettings:
     def slower(self, rate: float) -> SessionSettings:
         """The same for a session that demoted clients are sent to: it starts with whoever comes."""
         return replace(self, rate=rate, min_clients=1, max_wait=None)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The address and interface that a session is served on."""
-
-    interface: Interface
-    address: str
-
-
-class SessionPlaces:
-    """Hands out groups and ports, and finds the interface behind an address."""
-
-    def __init__(self, group: str | None, ports: tuple[int, int] | None) -> None:
-        """Start with a group, or the default ones; `ports` is lowest and highest, None for any.
-
-        Raises:
-            UsageError: not a multicast address, or not a range of ports.
-        """
-        if group is not None:
-            try:
-                multicast = ipaddress.ip_address(group).is_multicast
-            except ValueError:
-                multicast = False
-            if not multicast:
-                raise UsageError(
-                    f"{group} is not a multicast address; take one from 239.192.0.0 to 239.195.255.255, "
-                    "or an IPv6 one that begins with ff15:"
-                )
-        if ports is not None and not 1 <= ports[0] <= ports[1] <= 65535:
-            raise UsageError(f"{ports[0]}-{ports[1]} is not a range of UDP ports (1 to 65535, low first)")
-        self._group = group
-        self._ports = ports
-        self._taken: set[str] = set()
-
-    def locate(self, local: str, ipv6_capable: bool) -> Place:
-        """Where to serve a request that came to `local` (MS-WDSMSI 3.1.5.3).
-
-        IPv6 if the client can and this interface can, else IPv4. A link-local address serves only who asked
-        it, since a reply has no room for its zone.
-        """
-        interface = find_interface(local)
-        family = family_of(local)
-        if ipv6_capable and interface.carries_multicast(socket.AF_INET6):
-            address = interface.address_for(socket.AF_INET6) or ""
-            if family == socket.AF_INET6:
-                return Place(interface, local)
-            if not ipaddress.ip_address(address.partition("%")[0]).is_link_local:
-                return Place(interface, address)
-        if not interface.carries_multicast(socket.AF_INET):
-            raise TransportError(f"interface {interface} cannot send IPv4 multicast")
-        if family == socket.AF_INET:
-            return Place(interface, local)
-        return Place(interface, interface.ipv4[0])
-
-    def take_group(self, family: int) -> str:
-        """The next free group of a family."""
-        wanted = self._group
-        if wanted is None or family_of(wanted) != family:
-            wanted = _GROUP6 if family == socket.AF_INET6 else _GROUP4
-        group = ipaddress.ip_address(wanted)
-        while str(group) in self._taken:
-            group += 1
-        if not group.is_multicast:
-            raise TransportError(f"no multicast address is left after {wanted}; start lower")
-        self._taken.add(str(group))
-        return str(group)
-
-    def give_back(self, group: str) -> None:
-        """A session has ended."""
-        self._taken.discard(group)
-
-    def open_socket(self, place: Place, ttl: int) -> OpenSocket:
-        """A session's socket, on a port of the range.
-
-        Raises:
-            TransportError: no port is free, or the system refuses.
-        """
-        if self._ports is None:
-            return open_server_socket(place.address, 0, place.interface, ttl, sndbuf=_SNDBUF, rcvbuf=_RCVBUF)
-        for port in range(self._ports[0], self._ports[1] + 1):
-            try:
-                return open_server_socket(
-                    place.address, port, place.interface, ttl, sndbuf=_SNDBUF, rcvbuf=_RCVBUF
-                )
-            except TransportError as error:
-                if not is_port_in_use(error):
-                    raise
-        raise TransportError(
-            f"no UDP port from {self._ports[0]} to {self._ports[1]} is free on {place.address}; "
-            "widen --session-ports"
-        )
 
 
 class ServedSession:
@@ -167,6 +73,7 @@ class ServedSession:
         opened: OpenSocket,
         group: str,
         start: float,
+        clients: ClientRecords,
         tell: Callable[[ServerEvent], None],
         completed: Callable[[], None],
     ) -> None:
@@ -179,9 +86,11 @@ class ServedSession:
         self.ended = trio.Event()
         self._places = places
         self._start = start
+        self._clients = clients
         self._tell = tell
         self._completed = completed
-        self._closing = False
+        self._ending = False
+        self._silent = False
         self._reason = "closed"
         self._samples: deque[tuple[float, int]] = deque(maxlen=8)
         self.driver: ServerDriver
@@ -205,15 +114,15 @@ class ServedSession:
 
     async def is_current(self) -> bool:
         """Whether it can take one more client: running, and its content what it was when it began."""
-        if self._closing or self.ended.is_set() or self.driver.error is not None:
+        if self._ending or self.ended.is_set() or self.driver.error is not None:
             return False
         try:
             await trio.to_thread.run_sync(self.driver.source.check)
         except ContentError as error:
             self.driver.error = error
-            self.close(trio.current_time())
+            self.end(trio.current_time())
             return False
-        return not self.ended.is_set()
+        return not (self._ending or self.ended.is_set())
 
     async def run(self) -> None:
         """Run until it is over."""
@@ -221,6 +130,9 @@ class ServedSession:
         try:
             await self.driver.run()
             error = None if self.driver.error is None else str(self.driver.error)
+        except trio.Cancelled:
+            self._silent = True
+            raise
         except OSError as failure:
             error = (
                 f"the session's socket failed ({failure}); check the interface {self.place.interface.name}"
@@ -230,6 +142,8 @@ class ServedSession:
             self.ended.set()
             if error is not None:
                 self._reason = "error"
+            for record, _ in self.driver.session.clients():
+                self._left(record, Gone.ENDED)
             self._tell(
                 SessionEnded(
                     seconds=self._seconds(),
@@ -239,10 +153,15 @@ class ServedSession:
                 )
             )
 
-    def close(self, now: float) -> None:
-        """Tell every client and end; nobody is told that they left."""
-        self._closing = True
+    def end(self, now: float) -> None:
+        """Tell every client (KICK) and end, once they have left or after a second."""
+        self._ending = True
         self.driver.close(now)
+
+    def close(self, now: float) -> None:
+        """End because the caller wants it; nobody is told of the clients that this disconnects."""
+        self._silent = True
+        self.end(now)
 
     def _seconds(self) -> float:
         return trio.current_time() - self._start
@@ -252,34 +171,59 @@ class ServedSession:
         session_id = self.driver.session.session_id
         match event:
             case ClientActive(client):
-                self._tell(
-                    ClientJoined(
-                        seconds=self._seconds(),
-                        session_id=session_id,
-                        client_id=client.client_id,
-                        name=client.name,
-                        address=client.address,
-                        mac=client.mac_address.hex(":"),
-                    )
-                )
+                self._joined(client)
             case ClientGone(client, reason):
                 if reason is Gone.COMPLETE:
                     self._completed()
-                if not self._closing or reason is Gone.COMPLETE:
-                    self._tell(
-                        ClientLeft(
-                            seconds=self._seconds(),
-                            session_id=session_id,
-                            client_id=client.client_id,
-                            name=client.name,
-                            address=client.address,
-                            reason=reason.value,
-                        )
-                    )
+                self._left(client, reason)
             case SendingBegan(clients):
                 self._tell(SendingStarted(seconds=self._seconds(), session_id=session_id, clients=clients))
             case Terminated():
                 self._reason = "idle"
+
+    def _joined(self, record: ClientRecord) -> None:
+        event = ClientJoined(
+            seconds=self._seconds(),
+            session_id=self.driver.session.session_id,
+            client_id=record.client_id,
+            name=record.name,
+            address=record.address,
+            mac=record.mac_address.hex(":"),
+        )
+        self._clients.joined(ServedClient(event, self, self._clients))
+        self._tell(event)
+
+    def _left(self, record: ClientRecord, reason: Gone) -> None:
+        client = self._clients.connected.get((self.driver.session.session_id, record.client_id))
+        if client is None:
+            return  # it had not confirmed, so nobody knows it
+        last = _client(record, "left", trio.current_time())
+        if not self._silent:
+            self._tell(
+                ClientLeft(
+                    seconds=self._seconds(),
+                    session_id=client.session_id,
+                    client_id=client.client_id,
+                    name=client.name,
+                    address=client.address,
+                    reason=reason.value,
+                )
+            )
+        self._clients.left(client, reason.value, last, silent=self._silent)
+
+    def kick(self, client_id: int, reason: KickReason) -> bool:
+        """Remove a client (MS-WDSMT 3.1.5.6); whether there was such an active client."""
+        kicked = self.driver.session.kick(client_id, reason, trio.current_time())
+        if kicked:
+            self.driver.wake()
+        return kicked
+
+    def client_statistics(self, client_id: int) -> ClientStatistics | None:
+        """A snapshot of one client."""
+        for record, state in self.driver.session.clients():
+            if record.client_id == client_id:
+                return _client(record, state, trio.current_time())
+        return None
 
     def statistics(self) -> SessionStatistics:
         """A snapshot."""
@@ -340,6 +284,7 @@ def open_session(
     session_id: int,
     rng: random.Random,
     start: float,
+    clients: ClientRecords,
     tell: Callable[[ServerEvent], None],
     completed: Callable[[], None],
 ) -> ServedSession:
@@ -369,6 +314,7 @@ def open_session(
         opened=opened,
         group=group,
         start=start,
+        clients=clients,
         tell=tell,
         completed=completed,
     )
