@@ -161,11 +161,6 @@ async def test_a_new_plan_takes_the_place_of_the_old_one():
         assert await reader.drain(2, [(5000, 5002)]) == reader.expected([(5000, 5002)])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="reading.py follow(): chunks of the old plan keep their places until head() is called, and the "
-    "sender then sleeps until some timer before it asks for the new plan's first chunk",
-)
 async def test_a_new_plan_is_begun_at_once_though_the_old_one_is_still_in_the_queue():
     async with Reader(image(8_000_000), 1000) as reader:
         reader.ahead.follow(1, [(1, 8000)])

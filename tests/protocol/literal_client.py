@@ -12,6 +12,7 @@ class LiteralClient:
 
     def __init__(self):
         self.first = self.hi = self.hi_loss = self.trail = self.lead = 0
+        self.from_the_start = False
         self.last_spm = self.master = 0
         self.start = self.end = 0
         self.ranges = []
@@ -19,6 +20,7 @@ class LiteralClient:
         self.received = False
 
     def set_first(self, number):
+        number = 1 if self.from_the_start else number
         self.first = number
         self.start = number  # deviation 11
         self.end = number - 1
@@ -89,6 +91,8 @@ class LiteralClient:
         self.master = master
         self.trail = trail
         self.lead = lead
+        if not self.first and not lead:
+            self.from_the_start = True  # deviation 50: nothing was sent before this client came
         if not self.first and lead:
             self.set_first(lead)
         if not self.first:

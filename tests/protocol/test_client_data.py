@@ -59,6 +59,21 @@ def test_spm_before_anything_was_sent_starts_nothing(data):
     assert data.loss.rate == 0.0
 
 
+def test_client_from_before_the_start_misses_the_first_packets_too(data):
+    data.on_spm(spm(1, lead=0, trail=0))
+    run(data, 4)
+    assert data.first == 1
+    assert list(data.missing) == [(1, 3)]
+    assert data.loss.rate == pytest.approx((1 - (1 - WEIGHT) ** 3) * (1 - WEIGHT))
+
+
+def test_client_from_before_the_start_learns_of_a_lost_beginning_from_spm_alone(data):
+    data.on_spm(spm(1, lead=0, trail=0))
+    data.on_spm(spm(2, lead=3, trail=1))
+    assert list(data.missing) == [(1, 3)]
+    assert data.continuous() == 0
+
+
 def test_lead_of_an_spm_beyond_the_last_packet_is_missing_and_lost(data):
     run(data, 1, 5)
     data.on_spm(spm(1, lead=8, trail=1))

@@ -1,6 +1,7 @@
 """The client's transport, state by state: a script of packets and times, and what it sends."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -75,8 +76,37 @@ def test_join_is_repeated_every_500_ms_until_it_is_answered():
         assert [type(packet) for packet in script.sent()] == [Join]
     script.receive(JoinAck(ME, 1, 1, 0, ms(T)), T + 2.6)
     script.sent()
-    script.transport.handle_timers(T + 10)
+    script.transport.handle_timers(T + 7)
     assert script.sent(Join) == []
+
+
+def test_client_that_hears_of_no_session_for_five_seconds_sends_its_join_again():
+    script = ClientScript()
+    script.regular(T)
+    script.spm(T + 1, 1)
+    script.sent()
+    script.transport.handle_timers(T + 5.9)
+    assert script.sent(Join) == []
+    script.transport.handle_timers(T + 6)
+    assert len(script.sent(Join)) == 1
+    assert script.transport.state is ClientState.REGULAR
+    script.transport.handle_timers(T + 11)
+    assert len(script.sent(Join)) == 1
+
+
+def test_nack_that_brings_nothing_is_repeated_ever_less_often_and_at_last_every_50_ms():
+    script = ClientScript()
+    script.regular(T)
+    script.spm(T, 1, low=1, high=1, lead=9)
+    now, waits = T, []
+    for _ in range(12):
+        due = script.transport.timers.get(ClientTimer.NACK)
+        waits.append(due - now)
+        now = due
+        script.transport.handle_timers(now)
+    assert waits[-1] == pytest.approx(0.05)
+    assert waits[2:] == sorted(waits[2:])
+    script.odata(now, (9, 9), rdata=True)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +236,58 @@ def test_hearing_the_server_while_leaving_does_not_bring_the_timer_back(client):
     client.transport.leave(LeaveReason.COMPLETE, T, Departed(Left.COMPLETE))
     client.transport.heard(T)
     assert ClientTimer.INACTIVITY not in client.timers
+
+
+# ---------------------------------------------------------------------- a server that forgot this client
+
+
+def test_client_that_is_not_counted_joins_again_every_five_seconds(client):
+    for turn in (1, 2, 3):
+        client.transport.heard(T + 5 * turn - 1)
+        client.transport.handle_timers(T + 5 * turn - 0.001)
+        assert client.sent(Join) == []
+        client.transport.handle_timers(T + 5 * turn)
+        assert len(client.sent(Join)) == 1
+    assert client.transport.state is ClientState.REGULAR
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        lambda client, now: client.spm(now, 1),
+        lambda client, now: client.receive(poll(1, 0), now),
+        lambda client, now: client.odata(now, 1),
+        lambda client, now: client.receive(JoinAck(ME, 0, 0, 0, ms(T)), now),
+    ],
+    ids=["SPM", "POLL", "ODATA", "JOINACK"],
+)
+def test_sign_that_somebody_is_counted_puts_joining_again_off(client, sign):
+    sign(client, T + 4)
+    assert client.timers.get(ClientTimer.REJOIN) == T + 9
+
+
+@pytest.mark.parametrize(
+    "no_sign",
+    [
+        lambda client, now: client.receive(Qcc(1, 0), now),
+        lambda client, now: client.receive(Ncf(()), now),
+        lambda client, now: client.odata(now, (1, 0)),
+        lambda client, now: client.receive(Poll(1, 0, b"junk"), now),
+    ],
+    ids=["QCC", "NCF", "bad data", "bad POLL"],
+)
+def test_what_a_server_without_clients_sends_does_not_put_joining_again_off(client, no_sign):
+    no_sign(client, T + 4)
+    assert client.timers.get(ClientTimer.REJOIN) == T + 5
+
+
+def test_answer_to_joining_again_may_bring_a_new_id(client):
+    client.transport.handle_timers(T + 5)
+    client.sent()
+    assert client.receive(JoinAck(OTHER, 0, 0, 0, ms(T + 5)), T + 5.1, sender_time=9) is None
+    assert client.transport.client_id == OTHER
+    assert client.sent(Qcr) == [Qcr(OTHER, 0, 0, 9, 0, 0, b"")]
+    assert client.events() == []
 
 
 # ---------------------------------------------------------------------- POLL
@@ -466,6 +548,34 @@ def test_nack_is_repeated_until_nothing_is_missing(client):
     client.transport.handle_timers(due + 1)
     assert client.sent(Nack) == []
     assert ClientTimer.NACK not in client.timers
+
+
+def nack_times(client, until):
+    """When NACKs leave while nothing comes."""
+    found = []
+    while (due := client.timers.get(ClientTimer.NACK)) is not None and due <= until:
+        client.transport.handle_timers(due)
+        if client.sent(Nack):
+            found.append(due)
+    return found
+
+
+def test_repair_that_comes_makes_the_next_nack_prompt_again(client):
+    client.spm(T, 1, master=OTHER, low=2, high=2, trail=1, lead=1)
+    client.odata(T, 1, 5, master=OTHER)
+    last = nack_times(client, T + 0.5)[-1]
+    client.odata(last + 0.001, 2, master=OTHER)
+    first, second, third, *_ = nack_times(client, T + 1)
+    assert first - last == pytest.approx(0.05)
+    assert (round((second - first) * 1000), round((third - second) * 1000)) == (2, 4)
+
+
+def test_long_back_off_is_not_shortened_by_the_limit_of_repetitions(client):
+    client.spm(T, 1, master=OTHER, low=400, high=400, trail=1, lead=1)
+    client.odata(T, 1, 5, master=OTHER)
+    times = nack_times(client, T + 3)
+    assert len(times) >= 5
+    assert [after - before for before, after in pairwise(times)] == pytest.approx([0.4] * (len(times) - 1))
 
 
 def test_nack_names_what_is_missing_when_it_is_sent(client):
@@ -865,6 +975,20 @@ def test_run_whose_trail_moves_past_its_first_packet_is_taken_packet_by_packet(c
     )
     assert dropped == []
     assert arrived(client) == [(0, 10, 2, 46)]
+
+
+def test_packet_of_a_run_that_is_below_its_own_trail_is_dropped_alone(client):
+    dropped = client.transport.on_data(
+        records([(10, 10), (11, 11), (12, 12)], block_len=10, trails=[10, 12, 12], masters=[ME] * 3), T
+    )
+    assert dropped == [(DropReason.FIELD, 1)]
+    assert arrived(client) == [(0, 10, 1, 23), (2, 12, 1, 23)]
+
+
+def test_packet_of_a_run_that_is_numbered_zero_is_dropped_alone(client):
+    assert client.odata(T, (0, 1), (1, 2), (2, 3)) == [(DropReason.FIELD, 1)]
+    assert arrived(client) == [(1, 2, 1, 23), (2, 3, 1, 23)]
+    assert client.data.first == 1
 
 
 def test_master_that_changes_inside_a_run_acknowledges_only_its_own_packets(client):

@@ -167,7 +167,6 @@ def test_clients_that_are_gone_before_the_start_leave_nothing_to_do():
     assert script.application.next_deadline() == math.inf
 
 
-@pytest.mark.xfail(strict=True, reason="the first client ever counts, though it has gone")
 def test_wait_of_a_scheduled_cast_counts_anew_when_everybody_had_gone():
     script = Script(min_clients=3, max_wait=30.0)
     script.go(1, T + 5)

@@ -375,6 +375,11 @@ def test_zero_nack_cuts_the_window_and_repairs_nothing(alone):
     assert alone.repairs() == []
 
 
+def test_zero_nack_is_confirmed_with_an_empty_ncf(alone):
+    alone.nack(alone.master, [], T + 3)
+    assert alone.sent(Ncf) == [(Ncf(()), None)]
+
+
 def test_masters_nack_tells_its_loss(alone):
     alone.nack(alone.master, [(1, 1)], T + 3, loss=2 * 10**15, hi=9)
     assert alone.data.mc_loss == pytest.approx(0.2)
@@ -741,3 +746,44 @@ def test_nack_that_changes_the_master_sets_the_window_to_what_the_new_one_has(na
     narrow.nack(slow, ((121, 125),), now, loss=10**15, hi=199)
     assert narrow.data.master_client_id == slow
     assert narrow.data.mc_trail == 120
+
+
+def test_master_that_does_not_answer_is_not_chosen_again_while_there_is_another():
+    server = Round(2, rtt=0.010)
+    server.clients.active[server.master].rtt = 0.5
+    for _ in range(7):
+        server.data._send_spm(T + 2)
+    now = server.timers.get(ServerTimer.SPM)
+    server.transport.handle_timers(now)
+    assert server.transport.state is ServerState.QCC
+    seq = server.last_qcc()
+    for client, rtt in ((server.master, 0.5), (server.others[0], 0.01)):
+        server.qcr(client, now + rtt, seq=seq, server_time=ms(now))
+    server.transport.handle_timers(server.timers.get(ServerTimer.IN_STATE_QCC))
+    assert server.data.master_client_id == server.others[0]
+
+
+def test_master_that_did_not_answer_is_chosen_where_nobody_else_is(alone):
+    for _ in range(7):
+        alone.data._send_spm(T + 2)
+    now = alone.timers.get(ServerTimer.SPM)
+    alone.transport.handle_timers(now)
+    alone.qcr(alone.master, now, seq=alone.last_qcc())
+    alone.transport.handle_timers(now + 1)
+    assert alone.data.master_client_id == alone.master
+
+
+def test_next_round_forgets_who_did_not_answer(pair):
+    record = pair.clients.active[pair.others[0]]
+    record.gave_up_on = True
+    pair.data.give([(1, 9)])
+    assert not record.gave_up_on
+
+
+def test_nothing_is_repaired_in_qcc_state_and_nothing_later_for_that(alone):
+    alone.data.give([(1, 1)])
+    alone.send_all(T + 2)
+    alone.nack(alone.master, [(1, 1)], T + 3)
+    alone.transport.enter_qcc(T + 3)
+    assert alone.repairs() == []
+    assert alone.data.repairs_waiting == 0

@@ -198,6 +198,17 @@ def test_client_that_joins_in_the_middle_gets_the_rest_and_then_what_it_missed(s
     assert session.plan == (2, ((1, sent),))
 
 
+def test_client_that_has_answered_and_left_is_not_sent_anything(server):
+    (one, two), now = server.begin(1, 2)
+    server.pollack(1, one, 1, missing((1, 50)), now)
+    server.pollack(2, two, 1, missing((40, 60)), now)
+    server.hear(Leave(one, LeaveReason.CANCELLED), 1, now)
+    while server.session.state == "querying":
+        now = server.session.next_deadline()
+        server.session.handle_timers(now)
+    assert server.session.plan[1] == ((40, 60),)
+
+
 # ---------------------------------------------------------------------- the door
 
 

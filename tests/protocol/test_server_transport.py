@@ -288,6 +288,13 @@ def test_voluntary_qcr_does_not_touch_the_round_trip(server):
     assert server.application.named("status")
 
 
+def test_voluntary_qcr_does_not_touch_the_round_trip_on_a_young_clock():
+    server = ServerScript(now=1.0)
+    client = server.activate(1, 1.0, rtt=0.040)
+    server.qcr(client, 21.0, server_time=0)
+    assert server.clients.active[client].rtt == pytest.approx(0.040)
+
+
 @pytest.mark.parametrize("server_time", [ms(T + 100), ms(T) - 61_000])
 def test_server_time_that_cannot_be_ours_does_not_touch_the_round_trip(server, server_time):
     client = server.activate(1, T, rtt=0.040)
@@ -722,14 +729,16 @@ def test_kicked_client_may_still_report_and_is_not_dead(server):
     assert server.clients.kicked[client].last_update == T + 50
 
 
-def test_kicked_client_that_joins_again_is_a_new_one(server):
+def test_kicked_client_that_joins_again_is_told_again_and_stays_removed(server):
     client = server.activate(1, T)
     server.transport.kick(client, KickReason.FAIL, T)
     server.events()
-    again = server.join(1, T + 1)
-    assert again != client
-    assert not server.clients.kicked
-    assert [event.reason for event in server.events()] == [Gone.KICKED]
+    server.sent()
+    packet = Join("pc", bytes(4), bytes(6))
+    assert server.receive(packet, address(1), T + 1) is DropReason.STATE
+    assert server.sent() == [(Kick(((client, KickReason.FAIL),)), None)]
+    assert list(server.clients.kicked) == [client]
+    assert server.events() == []
 
 
 # ---------------------------------------------------------------------- closing

@@ -9,7 +9,7 @@ import trio
 
 import wdstransport
 from wdstransport.wire import application, initiation, transport
-from wdstransport.wire.options import capabilities, fw_lead
+from wdstransport.wire.options import capabilities, fw_lead, fw_lead_seq_no
 from wdstransport.wire.security import SecurityMode, make_security
 
 HOST = "127.0.0.1"
@@ -366,3 +366,140 @@ class Server(Peer):
     async def send_blocks(self, numbers):
         for number in numbers:
             await self.say(self.block(number))
+
+
+class Player:
+    """A client that does what the documents ask of it, packet by packet, unless a test tells it otherwise.
+
+    Attributes:
+        blocks: what came, by block number.
+        sequence: ODATA and RDATA in order of arrival, as (kind, sequence number, block number).
+        heard: every other packet.
+        lose: says which sequence numbers do not arrive the first time.
+    """
+
+    def __init__(self, client):
+        self.client = client
+        self.group = client.hear()
+        self.blocks = {}
+        self.sequence = []
+        self.heard = []
+        self.lose = lambda number: False
+        self.acknowledges = True
+        self.asks_again = True
+        self.master = 0
+        self.first = 0
+        self.highest = 0
+        self.missing = set()
+        self.scope = trio.CancelScope()
+
+    def close(self):
+        self.group.close()
+        self.client.close()
+
+    @property
+    def data(self):
+        return b"".join(self.blocks[number] for number in sorted(self.blocks))
+
+    @property
+    def complete(self):
+        return len(self.blocks) == self.client.offer.total_blocks
+
+    def of(self, kind):
+        return [packet for packet in self.heard if isinstance(packet, kind)]
+
+    async def run_in_scope(self):
+        """`run`, until the scope is cancelled: then it falls silent without a word."""
+        with self.scope:
+            await self.run()
+
+    async def run(self):
+        while True:
+            data, _ = await self.group.sock.recvfrom(65536)
+            header, packet = transport.decode(
+                data, session_id=self.client.session_id, security=self.client.security
+            )
+            if isinstance(packet, transport.OData | transport.RData):
+                await self._on_data(header, packet)
+            else:
+                self.heard.append(packet)
+                await self._on_control(header, packet)
+
+    async def _on_data(self, header, packet):
+        number = packet.odata_seq_no
+        block = application.decode(packet.data)
+        self.sequence.append((packet.op_code.name, number, block.block_number))
+        self.master = packet.client_id
+        lost = isinstance(packet, transport.OData) and self.lose(number)
+        if lost and self.asks_again:
+            return
+        self._reach(number)
+        self.missing.discard(number)
+        if not lost:
+            self.blocks[block.block_number] = block.data
+        lead = fw_lead_seq_no(packet.options)
+        await self._answer(header, lead is None or lead >= number)
+
+    def _reach(self, number):
+        """Everything up to a number was sent."""
+        if not self.first:
+            self.first = self.highest = number
+        self.missing.update(range(self.highest + 1, number + 1))
+        self.highest = max(self.highest, number)
+
+    async def _answer(self, header, acknowledge):
+        if self.missing:
+            await self.nack(*((each, each) for each in sorted(self.missing)[:80]))
+        if acknowledge and self.acknowledges and self.master == self.client.client_id:
+            reached = min(self.missing) - 1 if self.missing else self.highest
+            await self.client.say(
+                transport.Ack(self.client.client_id, reached, header.sender_time, self.highest, 0)
+            )
+
+    async def _on_control(self, header, packet):
+        if isinstance(packet, transport.Spm):
+            self.master = packet.master_client_id
+            if self.first or packet.lead_odata_seq_no:
+                self._reach(packet.lead_odata_seq_no)
+                self.missing = {each for each in self.missing if each >= packet.trail_odata_seq_no}
+            await self._answer(header, True)
+        elif isinstance(packet, transport.Qcc):
+            await self.client.say(
+                transport.Qcr(
+                    self.client.client_id,
+                    packet.qcc_seq_no,
+                    0,
+                    header.sender_time,
+                    self.highest,
+                    0,
+                    application.encode(application.ProgressReport(1, self._progress())),
+                )
+            )
+        elif isinstance(packet, transport.Poll):
+            await self.client.say(
+                transport.PollAck(
+                    self.client.client_id,
+                    packet.poll_seq_no,
+                    application.encode(application.CntCir(self._progress(), 1, self._missing())),
+                )
+            )
+
+    async def nack(self, *ranges):
+        await self.client.say(transport.Nack(self.client.client_id, self.highest, 0, tuple(ranges)))
+
+    async def leave(self, reason=transport.LeaveReason.COMPLETE):
+        await self.client.say(transport.Leave(self.client.client_id, reason))
+
+    def _progress(self):
+        return len(self.blocks) * 100 // self.client.offer.total_blocks
+
+    def _missing(self):
+        total = self.client.offer.total_blocks
+        missing = [number for number in range(1, total + 1) if number not in self.blocks]
+        ranges = []
+        for number in missing:
+            if ranges and ranges[-1][1] == number - 1:
+                ranges[-1] = (ranges[-1][0], number)
+            else:
+                ranges.append((number, number))
+        return tuple(ranges[:64])

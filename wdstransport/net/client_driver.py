@@ -116,7 +116,7 @@ class ClientDriver:
         self._merge_ok = probe_merging(sockets.group.sock.family)
         self._reopen = reopen
         self._on_turn = on_turn
-        self._next_turn = -math.inf
+        self._next_turn = math.inf if on_turn is None else -math.inf
         self._lossy = Lossy(drop_share, random.Random(drop_seed)) if drop_share else None
         self.pool = SlabPool(1 << 20, max(4, -(-cache_bytes * 5 // 4 >> 20)) + 2)
         self.pool.on_free = self.wake

@@ -26,13 +26,15 @@ from wdstransport.net.multicast import open_client_socket, open_group_socket
 from wdstransport.protocol.client_session import ClientSession
 from wdstransport.protocol.events import Demoted
 from wdstransport.protocol.parameters import ClientParameters
-from wdstransport.wire.initiation import ErrorReply, Reply, Request, total_blocks
+from wdstransport.wire.initiation import ErrorReply, Reply, Request, encode, total_blocks
 from wdstransport.wire.security import SecurityMode, make_security
 from wdstransport.wire.transport import fit_client_name
 
 __all__ = ["MODES", "Offer", "demoted_sockets", "find_offer", "new_session", "open_sockets"]
 
 MODES = {"checksum": SecurityMode.CHECKSUM, "none": SecurityMode.NONE}
+_MOST_BLOCKS = 1 << 33
+"""More than any image: 11 TB in Ethernet frames, and a gigabyte for one bit a block."""
 _CODES = {
     2: "it has no such content",
     3: "it has no such namespace",
@@ -99,6 +101,12 @@ async def find_offer(
     if v6:
         asked, local = (with_zone(asked[0], chosen), asked[1]), with_zone(local, chosen)
     request = Request(namespace, content, chosen.mac, True if v6 else None)
+    try:
+        encode(request)
+    except ValueError as error:
+        raise UsageError(
+            f"{content!r} in namespace {namespace!r} cannot be asked for ({error}); check both names"
+        ) from error
     answer = await request_session(asked, local, request, timeout)
     where = f"{server} ({asked[0]} port {asked[1]}), asked from {local} on {chosen.name}"
     if answer is None:
@@ -134,6 +142,7 @@ def _checked(reply: Reply, asked: Endpoint, interface: Interface, local: str, wh
         and not unicast.is_multicast
         and reply.multicast_port == reply.server_port != 0
         and 0 < reply.block_size <= 65_400
+        and reply.total_blocks <= _MOST_BLOCKS
         and reply.total_blocks == total_blocks(reply.content_size, reply.block_size)
     )
     if not sound:
@@ -185,6 +194,11 @@ def open_sockets(offer: Offer) -> Sockets:
 
 def demoted_sockets(offer: Offer, event: Demoted) -> Sockets:
     """The sockets for the session that a DEMOTE named (MS-WDSMT 3.2.5.16)."""
+    if not ipaddress.ip_address(event.multicast_address).is_multicast:
+        raise RemoteError(
+            f"{offer.server[0]} sent this client to a slower session without a multicast address; it cannot "
+            "follow. Start again, and tell the server's administrator."
+        )
     server_host = str(ipaddress.ip_address(event.unicast_address))
     group_host = str(ipaddress.ip_address(event.multicast_address))
     if ":" in server_host:

@@ -106,6 +106,7 @@ class ReadAhead:
         if plan_number != self._plan_number:
             self._plan_number = plan_number
             self._cursor = self._pieces(remaining)
+            self.head()  # makes room: what was read for the old plan is of no use
         while len(self._chunks) < _DEPTH:
             piece = next(self._cursor, None)
             if piece is None:

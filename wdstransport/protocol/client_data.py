@@ -39,6 +39,7 @@ class ClientData:
         self.end = 0
         self.loss = LossFilter()
         self.received_any = False
+        self._from_the_start = False
         self._highest_loss = 0
 
     def _begin(self, first: int) -> None:
@@ -46,6 +47,8 @@ class ClientData:
 
         Nor has it lost what was sent before it came (deviation 50).
         """
+        if self._from_the_start:
+            first = 1
         self.first = first
         self.end = first - 1
         self._highest_loss = first - 1
@@ -81,6 +84,9 @@ class ClientData:
         self.min_nack_back_off = packet.min_nack_back_off / 1000
         self.max_nack_back_off = packet.max_nack_back_off / 1000
         self.mcrtt = packet.rtt / 1000
+        if not self.first and not packet.lead_odata_seq_no:
+            # Nothing was sent before this client came: it misses the first packet, too, if that is lost.
+            self._from_the_start = True
         if not self.first and packet.lead_odata_seq_no:
             self._begin(packet.lead_odata_seq_no)
         if self.first:

@@ -104,6 +104,9 @@ class ClientTransport:
         self._last_qcc_time = 0
         self._qcc_received_at = 0.0
         self._zero_nack_sent = False
+        self._nack_factor = 1
+        self._last_nacked = (0, 0)
+        self._weak_until = now
         self.timers.set(ClientTimer.INACTIVITY, now + parameters.inactivity_timeout)
         self._send_join(now)
 
@@ -131,6 +134,7 @@ class ClientTransport:
         self.timers.stop(ClientTimer.JOIN)
         self.state = ClientState.REGULAR
         self.timers.set(ClientTimer.FORCE_QCC, now + self.parameters.force_qcc_interval)
+        self._counted_in(now)
         if first:
             self.application.joined(now)
             self.events.append(Joined(self.client_id))
@@ -171,10 +175,28 @@ class ClientTransport:
             case _:
                 return DropReason.STATE
 
+    def _counted_in(self, now: float, *, strongly: bool = True) -> None:
+        """A sign that the server has somebody in its session, perhaps this client.
+
+        A server that hears its clients answer QCC goes on to SPM at once. One that does not may have
+        forgotten this client, whose first QCRs were all lost, and has no packet to say so (deviation 56). An
+        SPM alone is a weak sign: while a start waits for more clients, it is all that anybody hears.
+        """
+        interval = self.parameters.rejoin_interval
+        if strongly:
+            self._weak_until = now + 6 * interval
+        self.timers.set(ClientTimer.REJOIN, min(now + interval, max(now, self._weak_until)))
+
+    def _rejoin_timer(self, now: float) -> None:
+        self.outbox.put(self._join)
+        self._newest_join = int(now * 1000)
+        self._counted_in(now)
+
     def _on_spm(self, packet: Spm, sender_time: int, now: float) -> DropReason | None:
         """3.2.5.9."""
         if not self.data.on_spm(packet):
             return DropReason.STALE
+        self._counted_in(now, strongly=False)
         self._manage_nack(now)
         self._acknowledge(self.data.continuous(), sender_time)
         return None
@@ -215,6 +237,7 @@ class ClientTransport:
         if not self.application.is_query(packet.app_data):
             return DropReason.FIELD
         self._last_poll_seq_no = packet.poll_seq_no
+        self._counted_in(now)
         self.timers.set(ClientTimer.POLL, now + self._rng.uniform(0, packet.back_off / 1000))
         return None
 
@@ -273,6 +296,8 @@ class ClientTransport:
             for start, stop in pairwise(edges):
                 self._on_run(records, start, stop, dropped)
         if self.state is ClientState.REGULAR:
+            if sum(number for _, number in dropped) < count:
+                self._counted_in(now)
             self._manage_nack(now)
         return dropped
 
@@ -384,8 +409,15 @@ class ClientTransport:
         """3.2.5.12.1; the lowest ranges first when a datagram cannot hold all (deviation 49)."""
         if not self.data.missing:
             return
-        self._send_nack(self.data.missing.first_ranges(self.parameters.max_nack_ranges))
-        self.timers.set(ClientTimer.NACK, now + self._nack_back_off())
+        missing = self.data.missing.first_ranges(self.parameters.max_nack_ranges)
+        self._send_nack(missing)
+        # A NACK that brought nothing is repeated ever less often: whoever does not hear it will not hear a
+        # thousand a second better (deviation 57).
+        self._nack_factor = self._nack_factor * 2 if missing[0] == self._last_nacked else 1
+        self._last_nacked = missing[0]
+        back_off = self._nack_back_off()
+        wait = max(back_off, min(back_off * self._nack_factor, self.parameters.max_nack_wait))
+        self.timers.set(ClientTimer.NACK, now + wait)
 
     def _send_nack(self, ranges: tuple[tuple[int, int], ...]) -> None:
         loss = scaled_loss(self.data.loss.rate)
@@ -440,6 +472,8 @@ class ClientTransport:
                     self._send_qcr(now, 0, 0, 0)
                 case ClientTimer.JOIN:
                     self._send_join(now)
+                case ClientTimer.REJOIN:
+                    self._rejoin_timer(now)
                 case ClientTimer.LEAVE:
                     self._leave_timer()
                 case ClientTimer.INACTIVITY:

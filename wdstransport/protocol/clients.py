@@ -37,7 +37,7 @@ class ClientRecord:
     progress: int = 0
     time_in_session: int = 0
     gave_up_on: bool = False
-    """It was master and did not move: the others do not wait for it again."""
+    """It was master and did not answer or did not move: in this round the others do not wait for it again."""
     utilization: dict[str, int] = field(default_factory=dict)
 
 

@@ -50,7 +50,7 @@ class ServerParameters:
 
     max_clients: int = 1024
     """A session's own limit; 200 is the limit of one KICK packet (deviation 19)."""
-    max_pending_clients: int = 256
+    max_pending_clients: int = 1024
     """JOINs that nobody confirmed. Beyond it the oldest is dropped (deviation 54): a flood of forged JOINs
     costs this much memory and nothing else."""
     max_nack_work: int = 2048
@@ -70,6 +70,10 @@ class ClientParameters:
     max_leave_delay: float = 0.2
     force_qcc_interval: float = 20.0
     max_cache_size: int = 2_097_152
+    rejoin_interval: float = 5.0
+    """Silence (no SPM, POLL, ODATA or RDATA) after which a client sends its JOIN again (deviation 56)."""
+    max_nack_wait: float = 0.05
+    """Longest wait between NACKs that bring nothing (deviation 57)."""
     max_nack_ranges: int = 80
     """Ranges in one NACK: 80 fit one Ethernet frame in every security mode but SIGN (deviation 49). The
     lowest go first; the rest follows in the next."""

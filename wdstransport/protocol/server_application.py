@@ -132,6 +132,7 @@ class ServerApplication:
         """Somebody came, went or became master; start, or stop when nobody is left (deviation 39)."""
         active = self._below.active_clients()
         if active == 0:
+            self._first_client_at = None
             if self.state is not ApplicationState.IDLE:
                 self.state = ApplicationState.IDLE
                 self._deadline = math.inf

@@ -129,6 +129,9 @@ class DataState:
     def spm_timer(self, now: float) -> None:
         """3.1.6.6; other SPMs count too and can jump over the limit (deviation 28)."""
         if self._spm_count >= self._parameters.max_no_response_spm:
+            master = self._transport.clients.active.get(self.master_client_id)
+            if master is not None:
+                master.gave_up_on = True
             self._transport.enter_qcc(now)
         else:
             self._send_spm(now)
@@ -141,6 +144,8 @@ class DataState:
         A block gets its sequence number when it is sent: until then the number is visible to nobody.
         """
         self._given.extend(ranges)
+        for client in self._transport.clients.active.values():
+            client.gave_up_on = False
         self._waiting_for_empty = bool(self._given)
 
     def withdraw(self) -> None:
@@ -235,7 +240,9 @@ class DataState:
         client.hi_odata_seq_no = packet.hi_odata_seq_no
         if client.client_id == self.master_client_id:
             self.mc_loss = client.loss
-        elif throughput(max(0.001, client.rtt), client.loss) < 0.75 * throughput(self.mcrtt, self.mc_loss):
+        elif not client.gave_up_on and throughput(max(0.001, client.rtt), client.loss) < 0.75 * throughput(
+            self.mcrtt, self.mc_loss
+        ):
             self._set_master(client)
             has = packet.ranges[0][0] - 1 if packet.ranges else packet.hi_odata_seq_no
             self._follow(client, has, now)
@@ -260,7 +267,7 @@ class DataState:
 
     def _follow(self, master: ClientRecord, has: int, now: float) -> None:
         """MCTrail is what the master has acknowledged: for a new one, what it says it has (deviation 55)."""
-        if not self.packets or master.gave_up_on:
+        if not self.packets:
             return
         self._reached = max(self._reached, self.mc_trail)
         self.mc_trail = min(self.mc_trail, max(has, self.packets.first_seq - 1))

@@ -151,12 +151,12 @@ class ServerTransport:
         if self.closing:
             return DropReason.STATE
         record = self.clients.at(source)
-        if record is not None and (
-            record.client_id in self.clients.kicked or record.client_id in self.clients.demoted
-        ):
-            # Its LEAVE was lost and it starts again: a new client from the same port.
-            self._forget(record, Gone.KICKED if record.client_id in self.clients.kicked else Gone.DEMOTED)
-            record = None
+        if record is not None and record.client_id in self.clients.kicked:
+            self._send_kick()  # it has not heard yet that it is removed; joining again does not undo that
+            return DropReason.STATE
+        if record is not None and record.client_id in self.clients.demoted:
+            self._send_demote()
+            return DropReason.STATE
         if record is None:
             if len(self.clients.active) >= self.parameters.max_clients:
                 return DropReason.STATE  # deviation 54
@@ -435,7 +435,8 @@ class ServerTransport:
             return
         self.timers.stop(ServerTimer.IN_STATE_QCC)
         self.state = ServerState.DATA
-        self.data.enter(max(answered, key=lambda record: record.rtt), now)
+        # Somebody who answers QCC but no data, by mistake or by intent, is chosen only where nobody else is.
+        self.data.enter(max(answered, key=lambda record: (not record.gave_up_on, record.rtt)), now)
         self.application.clients_changed(now)
 
     def _out_state_qcc_timer(self, now: float) -> None:

@@ -67,7 +67,7 @@ class ServerTimer(Enum):
 
 
 class ClientTimer(Enum):
-    """The timers of MS-WDSMT 3.2.2, and the wait before LEAVE (3.2.5.4.3)."""
+    """The timers of MS-WDSMT 3.2.2, the wait before LEAVE (3.2.5.4.3), and that of deviation 56."""
 
     INACTIVITY = "Inactivity Timer"
     JOIN = "Join Timer"
@@ -75,4 +75,5 @@ class ClientTimer(Enum):
     QCC = "QCC Timer"
     FORCE_QCC = "Force QCC Timer"
     NACK = "NACK Timer"
+    REJOIN = "Rejoin Timer"
     LEAVE = "Leave delay"

@@ -1,0 +1,583 @@
+"""One client session on real sockets, against a server that says what the test tells it to."""
+
+import itertools
+import math
+import random
+import socket
+
+import pytest
+import trio
+from loopback import HOST, PATIENCE, Peer, Server, image, until
+from trio.testing import wait_all_tasks_blocked
+
+from wdstransport.errors import StorageError
+from wdstransport.net import client_driver
+from wdstransport.net.client_driver import ClientDriver, Sockets
+from wdstransport.net.interfaces import find_interface
+from wdstransport.net.multicast import open_client_socket, open_group_socket
+from wdstransport.protocol.client_session import ClientSession
+from wdstransport.protocol.events import Left
+from wdstransport.protocol.parameters import ClientParameters
+from wdstransport.wire.security import SecurityMode, make_security
+from wdstransport.wire.transport import (
+    Ack,
+    Demote,
+    Join,
+    JoinAck,
+    Kick,
+    KickReason,
+    Leave,
+    LeaveReason,
+    Nack,
+    Ncf,
+    Poll,
+    PollAck,
+    Qcc,
+    Qcr,
+    Spm,
+)
+
+BLOCK = 1000
+SRVCIR = b"\0\3\1"
+
+
+class Shelf:
+    """A consumer that keeps blocks by number, at once or when the test says so."""
+
+    def __init__(self):
+        self.blocks = {}
+        self.waiting = []
+        self.holding = False
+        self.error = None
+        self.limit = None
+        self.everything = trio.Event()
+        self.ids = []
+
+    def arrived(self, event):
+        for place in range(event.count):
+            datagram = event.batch.datagram(event.first_row + place)
+            payload = datagram[event.data_offset : event.data_offset + event.block_len]
+            assert event.first_block + place not in self.blocks
+            self.blocks[event.first_block + place] = bytes(payload)
+        self.waiting.append(event)
+
+    def collect(self):
+        if self.error is not None:
+            raise self.error
+        if self.holding or not self.waiting:
+            return None
+        done, self.waiting = self.waiting, []
+        return done
+
+    def horizon(self):
+        return self.limit
+
+    def all_received(self):
+        self.everything.set()
+
+    def joined(self, client_id):
+        self.ids.append(client_id)
+
+    def about_to_sleep(self):
+        return self.holding or not self.waiting
+
+    def awake(self):
+        pass
+
+
+class Test:
+    """A driver under test, its consumer and its server."""
+
+    __test__ = False
+
+    def __init__(self, data, *, seed=1, server=None, cache_bytes=1 << 21, **options):
+        self.server = Server(data, BLOCK) if server is None else server
+        self.data = data
+        self.shelf = Shelf()
+        self.reopened = []
+        none = make_security(SecurityMode.CHECKSUM)
+        self.session = ClientSession(
+            session_id=self.server.session_id,
+            server=self.server.address,
+            content_size=len(data),
+            block_size=BLOCK,
+            total_blocks=self.server.total_blocks,
+            client_name="PC",
+            ip_address=socket.inet_aton(HOST),
+            mac_address=bytes(6),
+            client_security=none,
+            server_security=none,
+            parameters=ClientParameters(max_cache_size=cache_bytes),
+            rng=random.Random(seed),
+            now=trio.current_time(),
+        )
+        self.sockets = self.open(self.server.group, self.server.address)
+        self.driver = ClientDriver(
+            self.session,
+            self.sockets,
+            self.shelf,
+            cache_bytes=cache_bytes,
+            reopen=self._reopen,
+            **{"on_turn": lambda now: math.inf, **options},
+        )
+        self.scope = trio.CancelScope()
+        self.error = None
+        self.ended = trio.Event()
+
+    @staticmethod
+    def open(group, server):
+        group_socket = open_group_socket(group, server[1], find_interface("lo"), server[0])
+        return Sockets(group_socket, open_client_socket(HOST, server), server)
+
+    def _reopen(self, event):
+        self.reopened.append(event)
+        group = socket.inet_ntoa(event.multicast_address)
+        sockets = self.open(group, (socket.inet_ntoa(event.unicast_address), event.unicast_port))
+        self.sockets = sockets
+        return sockets
+
+    @property
+    def dropped(self):
+        return self.session.dropped
+
+    @property
+    def received(self):
+        return b"".join(self.shelf.blocks[number] for number in sorted(self.shelf.blocks))
+
+    async def run(self):
+        try:
+            with self.scope:
+                await self.driver.run()
+        except StorageError as error:
+            self.error = error
+        finally:
+            self.ended.set()
+
+    async def over(self):
+        with trio.fail_after(PATIENCE):
+            await self.ended.wait()
+        assert self.sockets.group.sock.fileno() == self.sockets.own.sock.fileno() == -1
+
+
+@pytest.fixture
+async def start(nursery):
+    """`start(data, ...)`: a driver under test, running."""
+    tests = []
+
+    def begin(data=b"", **options):
+        test = Test(data or image(10 * BLOCK), **options)
+        tests.append(test)
+        nursery.start_soon(test.run)
+        return test
+
+    yield begin
+    for test in tests:
+        test.scope.cancel()
+        await test.over()
+        test.server.close()
+
+
+def spm(test, number, *, master=0, trail=0, lead=0):
+    return Spm(number, master, 1, 1, trail, lead, 1)
+
+
+async def test_a_whole_content_arrives_and_the_last_word_is_leave(start):
+    test = start(image(10 * BLOCK - 1))
+    join = await test.server.admit()
+    assert (join.client_name, join.ip_address) == ("PC", socket.inet_aton(HOST))
+    await test.server.send_blocks(range(1, 11))
+    with trio.fail_after(PATIENCE):
+        await test.shelf.everything.wait()
+    assert test.received == test.data
+    await until(lambda: test.driver.stored == len(test.data))
+    assert test.driver.received == len(test.data)
+    assert test.shelf.ids == [test.server.client_id]
+    test.session.leave(Left.COMPLETE, trio.current_time())
+    test.driver.wake()
+    _, leave, source = await test.server.take(Leave)
+    assert leave == Leave(test.server.client_id, LeaveReason.COMPLETE)
+    assert source == test.server.client
+    await test.over()
+    assert test.driver.departed.why is Left.COMPLETE
+
+
+async def test_a_join_that_nobody_answers_is_said_again(start):
+    test = start()
+    first, _, source = await test.server.take(Join)
+    second, _, again = await test.server.take(Join)
+    assert source == again
+    assert second.sender_time > first.sender_time
+
+
+async def test_everything_is_sent_from_one_port(start):
+    test = start()
+    await test.server.admit()
+    await test.server.say(spm(test, 1, master=test.server.client_id))
+    await test.server.say(Qcc(1, 1))
+    await test.server.say(Poll(1, 1, SRVCIR))
+    seen = {Ack: None, Qcr: None, PollAck: None}
+    while None in seen.values():
+        _, packet, source = await test.server.take(*seen)
+        seen[type(packet)] = source
+    assert set(seen.values()) == {test.server.client}
+
+
+async def test_the_master_acknowledges_and_asks_for_what_is_missing(start):
+    test = start()
+    await test.server.admit()
+    await test.server.say(spm(test, 1, master=test.server.client_id))
+    await test.server.take(Ack)
+    await test.server.say(test.server.block(1, client_id=test.server.client_id))
+    lost = test.server.block(2)
+    await test.server.say(test.server.block(3, client_id=test.server.client_id))
+    _, nack, _ = await test.server.take(Nack)
+    assert nack.ranges == ((lost.odata_seq_no, lost.odata_seq_no),)
+    await test.server.say(lost)
+    await until(lambda: sorted(test.shelf.blocks) == [1, 2, 3])
+
+
+class TestLeaving:
+    async def test_a_cancellation_says_leave_as_cancelled(self, start):
+        test = start()
+        await test.server.admit()
+        await wait_all_tasks_blocked()
+        test.scope.cancel()
+        assert (await test.server.take(Leave))[1] == Leave(test.server.client_id, LeaveReason.CANCELLED)
+        await test.over()
+
+    async def test_a_cancellation_in_the_middle_of_the_data_says_so_too(self, start):
+        test = start(image(500 * BLOCK))
+        await test.server.admit()
+        await test.server.send_blocks(range(1, 100))
+        await until(lambda: test.shelf.blocks)
+        test.scope.cancel()
+        assert (await test.server.take(Leave))[1].leave_reason is LeaveReason.CANCELLED
+        await test.over()
+
+    async def test_who_has_not_joined_has_nothing_to_leave(self, start):
+        test = start()
+        await test.server.take(Join)
+        test.scope.cancel()
+        await test.over()
+        assert test.server.taken() == []
+
+    async def test_a_consumer_that_fails_ends_the_session_and_the_server_is_told(self, start):
+        test = start()
+        await test.server.admit()
+        test.shelf.error = StorageError("disk full")
+        test.driver.wake()
+        assert (await test.server.take(Leave))[1].leave_reason is LeaveReason.CANCELLED
+        await test.over()
+        assert str(test.error) == "disk full"
+
+    async def test_a_kick_is_answered_with_leave_and_ends_the_session(self, start):
+        test = start()
+        await test.server.admit()
+        await test.server.say(Kick(((5, KickReason.FAIL), (test.server.client_id, KickReason.FALLBACK))))
+        assert (await test.server.take(Leave))[1].leave_reason is LeaveReason.CANCELLED
+        await test.over()
+        assert test.driver.departed.why is Left.KICKED
+        assert test.driver.departed.kick_reason is KickReason.FALLBACK
+
+    async def test_a_kick_for_somebody_else_changes_nothing(self, start):
+        test = start()
+        await test.server.admit()
+        await test.server.say(Kick(((5, KickReason.FAIL),)))
+        await test.server.send_blocks(range(1, 11))
+        with trio.fail_after(PATIENCE):
+            await test.shelf.everything.wait()
+
+    async def test_a_cancellation_says_leave_also_where_round_trips_are_long(self, start, monkeypatch):
+        monkeypatch.setattr(client_driver, "_FAREWELL", 0.05)
+        test = start(seed=3)
+        await test.server.admit(max_nack_back_off=60_000)
+        await wait_all_tasks_blocked()
+        test.scope.cancel()
+        await test.over()
+        assert any(isinstance(packet, Leave) for packet in test.server.taken())
+
+
+class TestStrangers:
+    async def test_what_a_stranger_sends_to_the_group_is_counted_and_has_no_effect(self, start):
+        test = start()
+        await test.server.admit()
+        stranger = Peer()
+        stranger.session_id = test.server.session_id
+        group = (test.server.group, test.server.address[1])
+        forged = [
+            spm(test, 1000, master=test.server.client_id, trail=500, lead=900),
+            Kick(((test.server.client_id, KickReason.FAIL),)),
+            test.server.block(4, data=b"x" * 1013),
+            Demote(9, bytes([239, 1, 1, 1]), 1, bytes(4), 1, (test.server.client_id,)),
+            Poll(99, 1, SRVCIR),
+        ]
+        stranger.raw.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(HOST))
+        for packet in forged:
+            await stranger.sock.sendto(stranger.seal(packet), group)
+        stranger.close()
+        await until(lambda: test.dropped["foreign_source"] == len(forged))
+        test.server.lead = 0
+        await test.server.send_blocks(range(1, 11))
+        with trio.fail_after(PATIENCE):
+            await test.shelf.everything.wait()
+        assert test.received == test.data
+        assert test.dropped == {"foreign_source": len(forged)}
+        assert not any(isinstance(packet, Ack | Nack | PollAck) for packet in test.server.taken())
+
+    async def test_what_a_stranger_sends_to_the_clients_own_port_is_counted(self, start):
+        test = start()
+        header, _, client = await test.server.take(Join)
+        stranger = Peer()
+        stranger.session_id = test.server.session_id
+        forged = JoinAck(13, 1, 1, 0, header.sender_time)
+        for _ in range(3):
+            await stranger.sock.sendto(stranger.seal(forged), client)
+        stranger.close()
+        await until(lambda: test.dropped["foreign_source"] == 3)
+        assert test.shelf.ids == []
+
+    async def test_garbage_from_the_server_is_counted_by_reason_and_never_answered(self, start):
+        test = start()
+        await test.server.admit()
+        group = (test.server.group, test.server.address[1])
+        good = test.server.seal(spm(test, 1))
+        broken = bytearray(good)
+        broken[-1] ^= 1
+        rubbish = [b"x", good[:-1], bytes(broken), good + b"x", bytes(1400), b"WD" * 700]
+        for datagram in rubbish:
+            await test.server.sock.sendto(datagram, group)
+        other_session = test.server.seal(spm(test, 2), session_id=8)
+        await test.server.sock.sendto(other_session, group)
+        await until(lambda: sum(test.dropped.values()) == len(rubbish) + 1)
+        assert set(test.dropped) >= {"truncated", "not_wds", "session_id"}
+        assert test.server.taken() == []
+
+    async def test_a_join_ack_to_the_group_is_not_for_anybody(self, start):
+        test = start()
+        header, _, _ = await test.server.take(Join)
+        await test.server.say(JoinAck(13, 1, 1, 0, header.sender_time))
+        await until(lambda: test.dropped["not_for_us"] == 1)
+        assert test.shelf.ids == []
+
+    @pytest.mark.parametrize("echo", [-1, 1, 2**40])
+    async def test_a_join_ack_that_echoes_no_join_of_ours_is_not_for_us(self, start, echo):
+        test = start()
+        header, _, client = await test.server.take(Join)
+        client_time = header.sender_time + echo if echo > 1 else (0 if echo < 0 else echo)
+        await test.server.say(JoinAck(13, 1, 1, 0, client_time), client)
+        await until(lambda: test.dropped["not_for_us"] == 1)
+        assert test.shelf.ids == []
+
+    async def test_a_repeated_join_ack_is_answered_and_joins_once(self, start):
+        test = start()
+        header, _, client = await test.server.take(Join)
+        answer = JoinAck(77, 1, 1, 0, header.sender_time)
+        for _ in range(5):
+            await test.server.say(answer, client)
+            assert (await test.server.take(Qcr))[1].client_id == 77
+        assert test.shelf.ids == [77]
+
+    async def test_packets_of_the_clients_side_are_not_taken(self, start):
+        test = start()
+        await test.server.admit()
+        await test.server.say(Leave(test.server.client_id, LeaveReason.COMPLETE))
+        await test.server.say(Nack(test.server.client_id, 5, 0, ((1, 5),)))
+        await test.server.say(Ncf(((1, 5),)))
+        await until(lambda: test.dropped["state"] == 2)
+        assert test.driver.departed is None
+
+    async def test_old_spms_polls_and_queries_are_stale(self, start):
+        test = start()
+        await test.server.admit()
+        for packet in (
+            spm(test, 5),
+            Poll(5, 1, SRVCIR),
+            Qcc(5, 1),
+            spm(test, 5),
+            Poll(4, 1, SRVCIR),
+            Qcc(1, 1),
+        ):
+            await test.server.say(packet)
+        await until(lambda: test.dropped["stale"] == 3)
+
+    async def test_numbers_at_the_end_of_their_range_harm_nobody(self, start):
+        test = start()
+        await test.server.admit()
+        top = 2**64 - 1
+        await test.server.say(spm(test, 1, master=test.server.client_id, trail=1, lead=top))
+        await test.server.take(Ack)
+        await test.server.say(test.server.block(1, odata_seq_no=top, trail_odata_seq_no=top))
+        await test.server.say(test.server.block(2, odata_seq_no=0, trail_odata_seq_no=0))
+        await test.server.say(spm(test, top, master=test.server.client_id, trail=top, lead=top))
+        await test.server.say(Qcc(top, 0xFFFF))
+        await until(lambda: test.dropped["field"] == 1)
+        assert not test.ended.is_set()
+
+    @pytest.mark.parametrize("number", [0, 11, 2**64 - 1])
+    async def test_blocks_that_the_content_has_not_are_dropped(self, start, number):
+        from wdstransport.wire import application
+
+        test = start()
+        await test.server.admit()
+        payload = application.encode(application.Data(number, bytes(BLOCK)))
+        await test.server.say(test.server.block(1, data=payload))
+        await until(lambda: sum(test.dropped.values()) == 1)
+        assert test.shelf.blocks == {}
+
+    @pytest.mark.parametrize("length", [0, BLOCK - 1, BLOCK + 1])
+    async def test_blocks_of_a_wrong_length_are_dropped(self, start, length):
+        from wdstransport.wire import application
+
+        test = start()
+        await test.server.admit()
+        payload = application.encode(application.Data(1, bytes(length)))
+        await test.server.say(test.server.block(1, data=payload))
+        await until(lambda: test.dropped["field"] == 1)
+        assert test.shelf.blocks == {}
+
+
+class TestStorage:
+    async def test_while_storing_is_behind_memory_is_bounded_and_the_server_hears_of_it(self, start):
+        test = start(image(200 * BLOCK), cache_bytes=20 * BLOCK)
+        await test.server.admit()
+        test.shelf.holding = True
+        await test.server.send_blocks(range(1, 201))
+        nack = None
+        while nack is None or nack.ranges:
+            _, nack, _ = await test.server.take(Nack)
+        assert len(test.shelf.blocks) <= 20
+        test.shelf.holding = False
+        test.driver.wake()
+        await until(lambda: not test.shelf.waiting)
+        missing = [number for number in range(1, 201) if number not in test.shelf.blocks]
+        for number in missing:
+            await test.server.say(test.server.block(number))
+            await until(lambda number=number: number in test.shelf.blocks)
+        assert test.received == test.data
+
+    async def test_blocks_beyond_the_horizon_are_left_for_later(self, start):
+        test = start()
+        test.session.application.horizon = test.shelf.limit = 4
+        await test.server.admit()
+        test.shelf.holding = True
+        await test.server.send_blocks(range(1, 11))
+        await until(lambda: sorted(test.shelf.blocks) == [1, 2, 3, 4])
+        test.shelf.limit = 10
+        test.shelf.holding = False
+        test.driver.wake()
+        await until(lambda: not test.shelf.waiting)
+        await test.server.send_blocks(range(5, 11))
+        with trio.fail_after(PATIENCE):
+            await test.shelf.everything.wait()
+        assert test.received == test.data
+
+
+class TestDemotion:
+    @pytest.fixture
+    async def lower(self):
+        server = Server(image(10 * BLOCK), BLOCK, session_id=8, group="239.192.81.8")
+        server.client_id = 78
+        yield server
+        server.close()
+
+    def demote(self, test, lower):
+        return Demote(
+            lower.session_id,
+            socket.inet_aton(lower.group),
+            lower.address[1],
+            socket.inet_aton(HOST),
+            lower.address[1],
+            (test.server.client_id,),
+        )
+
+    async def test_the_client_leaves_joins_the_lower_session_and_keeps_what_it_has(self, start, lower):
+        test = start()
+        await test.server.admit()
+        await test.server.send_blocks(range(1, 5))
+        await until(lambda: len(test.shelf.blocks) == 4)
+        old = test.sockets
+        await test.server.say(self.demote(test, lower))
+        assert (await test.server.take(Leave))[1].leave_reason is LeaveReason.CANCELLED
+        await lower.admit()
+        assert old.group.sock.fileno() == old.own.sock.fileno() == -1
+        await lower.say(Poll(1, 1, SRVCIR))
+        await lower.take(PollAck)
+        await lower.send_blocks(range(5, 11))
+        with trio.fail_after(PATIENCE):
+            await test.shelf.everything.wait()
+        assert test.received == test.data
+        assert test.shelf.ids == [77, 78]
+        assert test.driver.departed is None
+
+    async def test_the_session_that_was_left_is_foreign_from_then_on(self, start, lower):
+        test = start()
+        await test.server.admit()
+        await test.server.say(self.demote(test, lower))
+        await test.server.take(Leave)
+        await lower.admit()
+        client = lower.client
+        await test.server.sock.sendto(test.server.seal(Kick(((78, KickReason.FAIL),)), session_id=8), client)
+        await until(lambda: test.dropped["foreign_source"] == 1)
+        assert test.driver.departed is None
+
+    async def test_a_cancellation_on_the_way_leaves_no_socket_open(self, start, lower):
+        test = start()
+        await test.server.admit()
+        await test.server.say(self.demote(test, lower))
+        await lower.take(Join)
+        test.scope.cancel()
+        await test.over()
+
+    async def test_twenty_demotions_in_a_row_leave_only_the_last_sockets_open(self, start, lower):
+        test = start()
+        await test.server.admit()
+        here, there = test.server, lower
+        for _ in range(20):
+            await here.say(
+                Demote(
+                    there.session_id,
+                    socket.inet_aton(there.group),
+                    there.address[1],
+                    socket.inet_aton(HOST),
+                    there.address[1],
+                    (here.client_id,),
+                )
+            )
+            await here.take(Leave)
+            await there.admit()
+            here, there = there, here
+        await here.send_blocks(range(1, 11))
+        with trio.fail_after(PATIENCE):
+            await test.shelf.everything.wait()
+
+
+async def test_losing_on_purpose_loses_both_ways(start):
+    test = start(image(300 * BLOCK), drop_share=0.3, drop_seed=5)
+    header, _, client = await test.server.take(Join)
+    while not test.shelf.ids:
+        await test.server.say(JoinAck(77, 1, 1, 0, header.sender_time), client)
+        await wait_all_tasks_blocked(0.001)
+    await test.server.send_blocks(range(1, 301))
+    await test.server.say(spm(test, 1, master=77, lead=300))
+    await until(lambda: test.driver._lossy.lost > 50)
+    assert 0 < len(test.shelf.blocks) < 300
+
+
+async def test_who_watches_is_called_when_it_asked_to_be(start):
+    calls = []
+
+    def turn(now):
+        calls.append(now)
+        return now + 0.01
+
+    test = start(on_turn=turn)
+    await test.server.admit()
+    await until(lambda: len(calls) > 3)
+    assert all(later - earlier >= 0.01 for earlier, later in itertools.pairwise(calls))
+
+
+async def test_without_anybody_who_watches_the_driver_sleeps(start):
+    test = start(on_turn=None)
+    await test.server.admit()
+    with trio.fail_after(2):
+        await wait_all_tasks_blocked()
