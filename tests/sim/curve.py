@@ -1,0 +1,79 @@
+"""The curve: image time and load against the number of clients and the share of independent loss.
+
+    PYTHONPATH=. .venv/bin/python tests/sim/curve.py
+
+prints a Markdown table of virtual results, the same on every machine; real seconds go to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from scenario import GIGABIT, Simulation
+
+HEAD = (
+    "| clients | loss | seconds | ODATA x image | RDATA x image | wire x image | rounds "
+    "| NACK | peak NACK/s | ACK | NCF | QCR | up KB | useless RDATA | window |"
+)
+
+
+def run(seed: int, clients: int, loss: float, size: int, rate: float, rtt: float) -> tuple[Simulation, str]:
+    """One point of the curve: everybody is there before sending begins.
+
+    Args:
+        seed: decides everything.
+        clients: how many.
+        loss: share of datagrams lost, at each client on its own, and on its way back.
+        size: of the image, bytes.
+        rate: of every link, bytes per second.
+        rtt: seconds there and back.
+    """
+    sim = Simulation(seed, size=size, rate=rate, latency=rtt / 4, share=True, loss=loss)
+    server = sim.server(min_clients=clients, max_wait=5.0, max_pending_clients=max(256, clients))
+    sim.clients(server, clients)
+    sim.run(until=600.0)
+    sim.check()
+    monitor = server.monitor
+    began = server.began_at or 0.0
+    packets = sim.image.total_blocks
+    window = server.session.transport.data.window.size
+    row = (
+        f"| {clients} | {loss:.1%} | {sim.finished_at - began:.3f} "
+        f"| {monitor.packets['ODATA'] / packets:.3f} "
+        f"| {monitor.packets['RDATA'] / packets:.3f} | {monitor.wire_bytes / size:.3f} "
+        f"| {len(monitor.round_blocks)} | {monitor.received['NACK']} | {monitor.peak('NACK') * 10} "
+        f"| {monitor.received['ACK']} | {monitor.packets['NCF']} | {monitor.received['QCR']} "
+        f"| {sum(monitor.received_bytes.values()) / 1000:.0f} | {monitor.useless_repairs} | {window} |"
+    )
+    return sim, row
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--clients", default="1,10,100,1000")
+    parser.add_argument("--loss", default="0,0.001,0.01")
+    parser.add_argument("--size", type=float, default=20e6, help="bytes")
+    parser.add_argument("--rate", type=float, default=GIGABIT, help="bytes per second")
+    parser.add_argument("--rtt", type=float, default=0.0002, help="seconds")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    print(f"{int(options.size)} bytes, {options.rate / 125000:.0f} Mbit/s, RTT {options.rtt * 1000:g} ms\n")
+    print(HEAD)
+    print("| ---: " * HEAD.count(" |") + "|", flush=True)
+    for loss in (float(part) for part in options.loss.split(",")):
+        for clients in (int(part) for part in options.clients.split(",")):
+            begun = time.perf_counter()
+            sim, row = run(options.seed, clients, loss, int(options.size), options.rate, options.rtt)
+            print(row, flush=True)
+            spent = time.perf_counter() - begun
+            print(f"  {spent:.1f} real seconds, {sim.world.events} events", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

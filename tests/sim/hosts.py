@@ -1,0 +1,617 @@
+"""Machines on the virtual network: a server and its session, a client with its session and its disk.
+
+The drivers here do what `wdstransport.net` does on a real machine, against the same three questions: what is
+to be sent, what happened, when is the next deadline.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from image import Copy, Image
+from monitor import Monitor
+from network import Address, Conditions, Network, Path, Socket
+from world import World
+
+from wdstransport.protocol.client_session import ClientSession
+from wdstransport.protocol.events import (
+    AllReceived,
+    BlocksArrived,
+    ClientGone,
+    Demoted,
+    Departed,
+    Gone,
+    Joined,
+    Left,
+    SendingBegan,
+    ServerSessionEvent,
+    Terminated,
+)
+from wdstransport.protocol.parameters import ClientParameters, ServerParameters
+from wdstransport.protocol.server_session import ServerSession
+from wdstransport.wire.batch import Batch, SlotBuffer
+from wdstransport.wire.security import ChecksumSecurity, Security
+from wdstransport.wire.transport import KickReason, OpCode
+
+BATCH = 44
+"""Datagrams in one batch of ODATA: what UDP_SEGMENT takes of 1,477 bytes each."""
+SEND_AHEAD = 0.0005
+"""Seconds of data a server puts into its link's queue before it waits."""
+
+
+class Host:
+    """A machine: an address, two paths, a clock of its own, and whether it runs.
+
+    Attributes:
+        frozen: it stands still; what arrives waits in its receive buffer.
+        dead: it is off.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        network: Network,
+        ip: str,
+        *,
+        up: Conditions,
+        down: Conditions,
+        drift: float = 0.0,
+        clock_offset: float = 1000.0,
+        receive_buffer: int = 8 << 20,
+    ) -> None:
+        """Attach a machine.
+
+        Args:
+            world: the clock.
+            network: the switch.
+            ip: address.
+            up: the path to the switch.
+            down: the path from it.
+            drift: by how much its clock runs fast, a share.
+            clock_offset: what its clock shows when the run begins, seconds.
+            receive_buffer: bytes that wait while it is frozen.
+        """
+        self.world, self.network, self.ip = world, network, ip
+        self.up = Path(up, world.choices(f"{ip} up"))
+        self.down = Path(down, world.choices(f"{ip} down"))
+        self.sockets: dict[int, Socket] = {}
+        self.drift, self.clock_offset = drift, clock_offset
+        self.frozen = self.dead = False
+        self._receive_buffer = receive_buffer
+        self._waiting: list[tuple[Socket, Batch, bool]] = []
+        self._waiting_bytes = 0
+        self.overflowed = 0
+        network.attach(self)
+
+    def clock(self) -> float:
+        """What its clock shows."""
+        return self.clock_offset + self.world.now * (1 + self.drift)
+
+    def when(self, clock: float) -> float:
+        """The virtual time at which its clock shows that."""
+        return (clock - self.clock_offset) / (1 + self.drift)
+
+    def deliver(self, socket: Socket, batch: Batch, *, multicast: bool) -> None:
+        """Network: a batch has arrived."""
+        if self.dead:
+            return
+        if self.frozen:
+            if self._waiting_bytes + len(batch.buffer) > self._receive_buffer:
+                self.overflowed += 1
+                return
+            self._waiting_bytes += len(batch.buffer)
+            self._waiting.append((socket, batch, multicast))
+            return
+        socket.arrived(batch, multicast=multicast)
+
+    def freeze(self) -> None:
+        """Stand still."""
+        self.frozen = True
+
+    def thaw(self) -> None:
+        """Go on, with all that has arrived in between."""
+        self.frozen = False
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        for socket, batch, multicast in waiting:
+            socket.arrived(batch, multicast=multicast)
+        for socket in list(self.sockets.values()):
+            socket.pump()  # type: ignore[attr-defined]
+
+    def die(self) -> None:
+        """Go off without a word."""
+        self.dead = True
+        self.sockets.clear()
+        self._waiting.clear()
+
+    def set(self, **changes: object) -> None:
+        """Change the conditions of both paths."""
+        self.up.set(**changes)
+        self.down.set(**changes)
+
+
+class Driver:
+    """What both kinds of session need of a machine: a socket, a clock that never stands still, wake-ups."""
+
+    def __init__(self, host: Host, port: int) -> None:
+        self.host, self.port = host, port
+        self.address: Address = (host.ip, port)
+        self.world, self.network = host.world, host.network
+        self._local = -math.inf
+        self._wake_at = math.inf
+        self.wake_ups = 0
+        host.sockets[port] = self
+
+    @property
+    def running(self) -> bool:
+        """Whether this socket is the one that the machine has now, and the machine runs."""
+        return not self.host.dead and not self.host.frozen and self.host.sockets.get(self.port) is self
+
+    def now(self) -> float:
+        """The machine's clock, monotonic."""
+        host = self.host
+        clock = host.clock_offset + self.world.now * (1 + host.drift)
+        if clock > self._local:
+            self._local = clock
+        return self._local
+
+    def arrived(self, batch: Batch, *, multicast: bool) -> None:
+        """Host: a batch for this socket."""
+        raise NotImplementedError
+
+    def pump(self) -> None:
+        """Serve the session once."""
+        raise NotImplementedError
+
+    def arm(self, deadline: float) -> None:
+        """Wake up at a deadline of the machine's clock, unless that will happen earlier anyway."""
+        if deadline < self._wake_at:
+            self._wake_at = deadline
+            self.world.at(self.host.when(deadline), self._wake, deadline)
+
+    def _wake(self, deadline: float) -> None:
+        if deadline != self._wake_at:
+            return  # superseded by an earlier one
+        self._wake_at = math.inf
+        if self.running:
+            self.wake_ups += 1
+            # The way back from a deadline to virtual time rounds: never fall short of it.
+            self._local = max(self._local, deadline)
+            self.pump()
+
+
+class Server(Driver):
+    """A server session with its content.
+
+    Attributes:
+        began_at: virtual time at which sending began.
+        gone: how clients were lost, in order, as (virtual time, ClientId, reason).
+        monitor: its packets, counted and judged.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        port: int,
+        group: Address,
+        image: Image,
+        *,
+        session_id: int,
+        parameters: ServerParameters | None = None,
+        security: Security | None = None,
+        batch: int = BATCH,
+    ) -> None:
+        super().__init__(host, port)
+        self.group, self.image, self.batch = group, image, batch
+        self.session_id = session_id
+        self.security = security or ChecksumSecurity()
+        self.parameters = parameters or ServerParameters()
+        rng: random.Random = self.world.choices(f"{host.ip} session {session_id}")
+        self.session = ServerSession(
+            session_id=session_id,
+            total_blocks=image.total_blocks,
+            client_security=self.security,
+            server_security=self.security,
+            parameters=self.parameters,
+            rng=rng,
+            now=self.now(),
+        )
+        self.monitor = Monitor(self.world, image.total_blocks)
+        self.gone: list[tuple[float, int, Gone]] = []
+        self.terminated = False
+        self.began_at: float | None = None
+        self.on_event: Callable[[ServerSessionEvent], None] | None = None
+        self._resume_armed = False
+        self._slots: dict[tuple[int, bool], SlotBuffer] = {}
+        self.pump()
+
+    def arrived(self, batch: Batch, *, multicast: bool) -> None:
+        """A client's datagrams."""
+        active = self.session.transport.clients.at(batch.source)
+        is_member = active is not None and active.client_id in self.session.transport.clients.active
+        for datagram in batch.datagrams():
+            self.monitor.heard(datagram, is_member)
+        self.session.receive(batch, self.now())
+        self.pump()
+
+    def pump(self) -> None:
+        """Timers, control packets, data, events, deadline: in the order of the real pump."""
+        if not self.running:
+            return
+        now = self.now()
+        session = self.session
+        session.handle_timers(now)
+        self._send_control(now)
+        self._send_data(now)
+        self._send_control(now)
+        for event in session.take_events():
+            if isinstance(event, ClientGone):
+                self.gone.append((self.world.now, event.client.client_id, event.reason))
+            elif isinstance(event, SendingBegan):
+                self.began_at = self.world.now
+            elif isinstance(event, Terminated):
+                self.terminated = True
+            if self.on_event is not None:
+                self.on_event(event)
+        deadline = session.next_deadline()
+        if deadline <= now:
+            # A change may make something due at once; handling it must move the deadline on.
+            session.handle_timers(now)
+            self._send_control(now)
+            deadline = session.next_deadline()
+            self.world.require(deadline > now, f"server's deadline {deadline} is not after {now}")
+        self.arm(deadline)
+        self._watch_tables()
+
+    def _send_control(self, now: float) -> None:
+        for datagram, to in self.session.take_outgoing(now):
+            self.monitor.control(datagram)
+            self.network.send(self.host, self.port, to or self.group, memoryview(datagram), len(datagram))
+
+    def _send_data(self, now: float) -> None:
+        session = self.session
+        while True:
+            ahead = self.host.up.free_at - self.world.now
+            if ahead > SEND_AHEAD:
+                if not self._resume_armed:
+                    self._resume_armed = True
+                    self.world.after(ahead - SEND_AHEAD / 2, self._resume)
+                return
+            repairs = session.take_repairs(self.batch)
+            if repairs:
+                self._send_repairs(repairs, now)
+                continue
+            plan, ranges = session.plan
+            if not ranges:
+                return
+            start, end = ranges[0]
+            last = self.image.total_blocks
+            limit = 1 if start == last else min(self.batch, min(end, last - 1) - start + 1)
+            run = session.take_odata(limit, now)
+            if run is None:
+                return
+            content = self.image.blocks(run.first_block, run.count)
+            buffer, segment = self._datagrams(
+                OpCode.ODATA,
+                content,
+                np.arange(run.first_seq, run.first_seq + run.count, dtype=np.uint64),
+                np.arange(run.first_block, run.first_block + run.count, dtype=np.uint64),
+                now,
+                run.previous_lead,
+            )
+            self.monitor.odata(plan, run.first_seq, run.first_block, run.count, len(buffer), content.size)
+            self.network.send(self.host, self.port, self.group, buffer, segment)
+
+    def _resume(self) -> None:
+        self._resume_armed = False
+        self.pump()
+
+    def _send_repairs(self, repairs: list[tuple[int, int]], now: float) -> None:
+        image = self.image
+        short = image.total_blocks if image.length_of(image.total_blocks) != image.block_size else 0
+        full = [(seq, block) for seq, block in repairs if block != short]
+        for part in (full, *([repair] for repair in repairs if repair[1] == short)):
+            if not part:
+                continue
+            blocks = [block for _, block in part]
+            content = image.blocks(blocks[0], 1) if len(part) == 1 else image.gather(blocks)
+            buffer, segment = self._datagrams(
+                OpCode.RDATA,
+                content,
+                np.array([seq for seq, _ in part], dtype=np.uint64),
+                np.array(blocks, dtype=np.uint64),
+                now,
+            )
+            self.monitor.rdata(part, len(buffer))
+            self.network.send(self.host, self.port, self.group, buffer, segment)
+
+    def _datagrams(
+        self,
+        op_code: OpCode,
+        content: np.ndarray,
+        sequences: np.ndarray,
+        blocks: np.ndarray,
+        now: float,
+        previous_lead: int = 0,
+    ) -> tuple[memoryview, int]:
+        """One batch, in memory that nobody writes again."""
+        count, length = content.shape
+        odata = op_code is OpCode.ODATA
+        slots = self._slots.get((length, odata))
+        if slots is None:
+            slots = SlotBuffer(
+                self.batch, length, session_id=self.session_id, security=self.security, fw_lead=odata
+            )
+            self._slots[length, odata] = slots
+        for place in range(count):
+            slots.payload[place][:] = content[place].data
+        filled = slots.fill(
+            0,
+            count,
+            op_code=op_code,
+            sender_time=int(now * 1000),
+            client_id=self.session.transport.data.master_client_id,
+            odata_seq_no=sequences,
+            trail_odata_seq_no=self.session.transport.data.trail,
+            block_number=blocks,
+            previous_lead=previous_lead,
+        )
+        return memoryview(bytes(filled)), slots.segment
+
+    def _watch_tables(self) -> None:
+        lists, data = self.session.transport.clients, self.session.transport.data
+        table = self.monitor.table
+        table("pending", len(lists.pending))
+        table("active", len(lists.active))
+        table("kicked", len(lists.kicked))
+        table("demoted", len(lists.demoted))
+        table("repairs", data.repairs_waiting)
+        table("repairable", len(data.packets))
+
+    def client_id(self, receiver: Receiver) -> int:
+        """The ClientId of a receiver, 0 when it has none here."""
+        record = self.session.transport.clients.at(receiver.address)
+        return record.client_id if record is not None else 0
+
+    def master(self) -> Address | None:
+        """The master client's address."""
+        master = self.session.transport.clients.active.get(self.session.transport.data.master_client_id)
+        return master.address if master is not None else None
+
+    def kick(self, receiver: Receiver, reason: KickReason = KickReason.POLICY_NOT_MET) -> bool:
+        """Kick a receiver; whether the server knew it."""
+        done = self.session.kick(self.client_id(receiver), reason, self.now())
+        self.pump()
+        return done
+
+    def demote(self, receiver: Receiver, to: Server) -> bool:
+        """Send a receiver to another session; whether the server knew it."""
+        from wdstransport.protocol.server_transport import DemoteTarget
+
+        target = DemoteTarget(to.session_id, packed(to.group[0]), to.group[1], packed(to.host.ip), to.port)
+        done = self.session.demote(self.client_id(receiver), target, self.now())
+        self.pump()
+        return done
+
+    def stop(self) -> None:
+        """The process dies: its socket is gone, nobody is told."""
+        self.host.sockets.pop(self.port, None)
+
+
+def packed(ip: str) -> bytes:
+    """An IPv4 address as 4 bytes."""
+    return bytes(int(part) for part in ip.split("."))
+
+
+def unpacked(ip: bytes) -> str:
+    """And back."""
+    return ".".join(str(part) for part in ip)
+
+
+class Disk:
+    """Where a receiver stores: so many bytes a second, one write after the other, with stalls."""
+
+    def __init__(self, world: World, rate: float | None = None) -> None:
+        self._world, self.rate = world, rate
+        self._free_at = 0.0
+        self._stalls: list[tuple[float, float]] = []
+
+    def stall(self, seconds: float) -> None:
+        """Store nothing for that long from now on; what is under way is late by it too."""
+        self._stalls.append((self._world.now, self._world.now + seconds))
+
+    def finished(self, size: int) -> float:
+        """When a write that starts now will be done."""
+        at = max(self._free_at, self._world.now)
+        for start, end in self._stalls:
+            if start <= at < end:
+                at = end
+        self._free_at = at + (size / self.rate if self.rate else 0.0)
+        return self._free_at
+
+
+class Receiver(Driver):
+    """A client session with its copy and its disk.
+
+    Attributes:
+        outcome: how it ended, or None; "complete" means that every block was compared and stored.
+        ended_at: virtual time of that.
+        stays: whether the scenario lets it run to its end (it does not kill it).
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        port: int,
+        server: Server,
+        *,
+        name: str,
+        parameters: ClientParameters | None = None,
+        disk: Disk | None = None,
+        copy: Copy | None = None,
+        session_id: int | None = None,
+    ) -> None:
+        super().__init__(host, port)
+        self.name = name
+        self.server = server
+        self.disk = disk
+        self.outcome: str | None = None
+        self.kick_reason: KickReason | None = None
+        self.ended_at: float | None = None
+        self.started_at = self.world.now
+        self.stays = True
+        self.client_ids: list[int] = []
+        self.largest_missing = 0
+        self.largest_cache = 0
+        self.on_over: Callable[[Receiver], None] | None = None
+        self._unstored = 0
+        self._all = False
+        self._sessions: dict[tuple[int, int], Server] = {}
+        image = server.image
+        have: Iterable[tuple[int, int]] = copy.have() if copy is not None else ()
+        self.copy = copy or Copy(self.world, image, name)
+        self.group = server.group
+        self.parameters = parameters or ClientParameters()
+        self.session = ClientSession(
+            session_id=server.session_id if session_id is None else session_id,
+            server=server.address,
+            content_size=image.size,
+            block_size=image.block_size,
+            total_blocks=image.total_blocks,
+            client_name=name[:15],
+            ip_address=packed(host.ip),
+            mac_address=b"\x02\x00" + packed(host.ip),
+            client_security=server.security,
+            server_security=server.security,
+            parameters=self.parameters,
+            rng=self.world.choices(f"{host.ip}:{port} at {self.world.now}"),
+            now=self.now(),
+            have=have,
+        )
+        self.network.join(self.group, host, self)
+        self.pump()
+
+    def arrived(self, batch: Batch, *, multicast: bool) -> None:
+        """Datagrams for this client's own socket or its group's."""
+        if not self.running:
+            return
+        now = self.now()
+        self.session.receive(batch, now, multicast=multicast)
+        transport = self.session.transport
+        if len(transport.data.missing) > self.largest_missing:
+            self.largest_missing = len(transport.data.missing)
+        if transport.cache_used > self.largest_cache:
+            self.largest_cache = transport.cache_used
+        deadline = self.session.next_deadline()
+        if (
+            deadline < self._wake_at
+            or deadline <= now
+            or transport.events
+            or transport.outbox.packets
+            or self.session.application.complete
+        ):
+            self._serve(now)
+
+    def pump(self) -> None:
+        """Timers, events, control packets, deadline."""
+        if self.running and self.outcome is None:
+            self._serve(self.now())
+
+    def _serve(self, now: float) -> None:
+        if self.session.next_deadline() <= now:
+            self.session.handle_timers(now)
+        self._handle_events(now)
+        self._send(now)
+        if self.outcome is not None:
+            return
+        deadline = self.session.next_deadline()
+        if deadline <= now:
+            # What an event led to may be due at once; handling it must move the deadline on.
+            self.session.handle_timers(now)
+            self._handle_events(now)
+            self._send(now)
+            if self.outcome is not None:
+                return
+            deadline = self.session.next_deadline()
+            self.world.require(deadline > now, f"{self.name}'s deadline {deadline} is not after {now}")
+        if deadline < self._wake_at:
+            self.arm(deadline)
+
+    def _send(self, now: float) -> None:
+        for datagram in self.session.take_outgoing(now):
+            self.network.send(self.host, self.port, self.session.server, memoryview(datagram), len(datagram))
+
+    def _handle_events(self, now: float) -> None:
+        for event in self.session.take_events():
+            match event:
+                case BlocksArrived():
+                    if self.disk is None:
+                        self.copy.write(event)
+                        self.session.stored(event, now)
+                    else:
+                        self._unstored += 1
+                        size = event.count * event.block_len
+                        self.world.at(self.disk.finished(size), self._stored, event)
+                case AllReceived():
+                    self._all = True
+                case Departed():
+                    self._over(event)
+                    return
+                case Demoted():
+                    self._follow(event)
+                case Joined():
+                    self.client_ids.append(event.client_id)
+        if self._all and not self._unstored and not self.session.over:
+            self.session.leave(Left.COMPLETE, now)
+            self._all = False
+            for event in self.session.take_events():
+                if isinstance(event, Departed):
+                    self._over(event)
+
+    def _stored(self, event: BlocksArrived) -> None:
+        if self.host.dead or self.outcome is not None:
+            return
+        if self.host.frozen:
+            self.world.after(0.01, self._stored, event)
+            return
+        self.copy.write(event)
+        self._unstored -= 1
+        self.session.stored(event, self.now())
+        self.pump()
+
+    def _over(self, event: Departed) -> None:
+        self._send(self.now())
+        self.kick_reason = event.kick_reason
+        if event.why is Left.COMPLETE:
+            self.world.require(self.copy.whole, f"{self.name} left as complete with blocks missing")
+        self._end(event.why.value)
+
+    def _end(self, outcome: str) -> None:
+        self.outcome = outcome
+        self.ended_at = self.world.now
+        self.network.leave(self.group, self.host, self)
+        if self.host.sockets.get(self.port) is self:
+            del self.host.sockets[self.port]
+        if self.on_over is not None:
+            self.on_over(self)
+
+    def _follow(self, event: Demoted) -> None:
+        """Join the lower session; the LEAVE goes out first, under the old session's number."""
+        self._send(self.now())
+        self.network.leave(self.group, self.host, self)
+        self.group = (unpacked(event.multicast_address), event.multicast_port)
+        self.network.join(self.group, self.host, self)
+        server = (unpacked(event.unicast_address), event.unicast_port)
+        self.session.enter_lower_session(event.session_id, server, self.now())
+
+    def cancel(self) -> None:
+        """The user interrupts it."""
+        self.session.leave(Left.CANCELLED, self.now())
+        self.pump()
+
+    def kill(self) -> None:
+        """The process dies: no LEAVE."""
+        self.stays = False
+        self._end("killed")

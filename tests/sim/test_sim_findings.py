@@ -1,0 +1,140 @@
+"""What the simulator found: what is marked is not mended yet, the rest stays mended."""
+
+from functools import cache
+
+import pytest
+from monitor import body_of
+from scenario import MEGABYTE, Simulation
+
+from wdstransport.protocol.events import ClientActive
+
+QCR, ODATA, NACK, KICK = 0x05, 0x06, 0x09, 0x0E
+
+
+def test_a_room_of_300_starts_at_once_with_default_limits():
+    sim = Simulation(1, size=MEGABYTE // 4, loss=0.001, share=True)
+    server = sim.server(min_clients=300, max_wait=0.5)
+    sim.clients(server, 300)
+    sim.run(3.0)
+    sim.check()
+
+
+def test_a_client_whose_first_two_seconds_of_qcrs_are_lost_joins_again():
+    sim = Simulation(1, size=MEGABYTE)
+    server = sim.server()
+    client = sim.client(server)
+    client.host.up.swallow = lambda datagram: body_of(datagram)[0] == QCR
+    sim.at(2.0, setattr, client.host.up, "swallow", None)
+    sim.run(60.0)
+    sim.check()
+
+
+def test_a_client_that_nobody_hears_repeats_its_nack_ever_less_often():
+    sim = Simulation(2, size=4 * MEGABYTE, rate=12.5e6)
+    server = sim.server(min_clients=2)
+    clients = sim.clients(server, 2)
+    clients[0].host.down.set(loss=0.02)
+    nacks = []
+
+    def count(datagram):
+        if body_of(datagram)[0] == NACK:
+            nacks.append(sim.world.now)
+        return 0.35 < sim.world.now < 3.35
+
+    clients[0].host.up.swallow = count
+    sim.run()
+    sim.check()
+    assert len([at for at in nacks if 1.35 < at < 3.35]) < 100
+
+
+def test_the_first_packet_of_a_session_is_repaired_like_any_other():
+    sim = Simulation(1, size=MEGABYTE)
+    server = sim.server(min_clients=3)
+    sim.clients(server, 3)
+    lost = []
+
+    def lose_first_odata():
+        for client in sim.receivers:
+            if client.address != server.master():
+                client.host.down.swallow = swallow
+
+    def swallow(datagram):
+        op_code, body = body_of(datagram)
+        if op_code == ODATA and int.from_bytes(body[4:12]) == 1:
+            lost.append(sim.world.now)
+            return True
+        return False
+
+    sim.at(0.1, lose_first_odata)
+    sim.run()
+    sim.check()
+    assert len(lost) == 2
+    assert len(server.monitor.round_blocks) == 1
+    assert sim.finished_at - server.began_at < 0.5
+
+
+@cache
+def slow_link(seed):
+    """Two fast receivers and one on a ten times slower link with a queue of 256 KB."""
+    sim = Simulation(seed, size=4 * MEGABYTE)
+    server = sim.server(min_clients=3)
+    sim.clients(server, 2)
+    sim.client(server, down={"rate": 12.5e6, "queue": 256 << 10})
+    sim.run()
+    sim.check()
+    return server
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_repairs_for_a_slow_link_are_sent_about_once(seed):
+    server = slow_link(seed)
+    assert server.monitor.packets["RDATA"] < 2 * server.monitor.packets["ODATA"]
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_the_acks_of_a_slower_new_master_count(seed):
+    server = slow_link(seed)
+    assert server.session.dropped["stale"] < 0.1 * server.monitor.received["ACK"]
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_no_repair_is_queued_twice(seed):
+    assert slow_link(seed).monitor.useless_repairs == 0
+
+
+def test_a_client_forgotten_before_sending_begins_joins_again():
+    """Nothing was sent yet, so it misses nothing that it could ask for: only its QCRs go unanswered."""
+    sim = Simulation(1, size=MEGABYTE)
+    server = sim.server(min_clients=2)
+    clients = sim.clients(server, 2)
+    clients[0].host.up.swallow = lambda datagram: body_of(datagram)[0] == QCR
+    sim.at(2.0, setattr, clients[0].host.up, "swallow", None)
+    sim.run(100.0)
+    sim.check()
+
+
+def test_a_kick_that_is_lost_is_not_undone_by_joining_again():
+    sim = Simulation(1, size=4 * MEGABYTE, rate=2.5e6)
+    server = sim.server(min_clients=2)
+    clients = sim.clients(server, 2)
+    clients[0].host.down.set(loss=0.02)
+    kicks = []
+
+    def lose_the_first(datagram):
+        if body_of(datagram)[0] == KICK and not kicks:
+            kicks.append(sim.world.now)
+            return True
+        return False
+
+    clients[0].host.down.swallow = lose_the_first
+    back = []
+
+    def kick():
+        server.kick(clients[0])
+        server.on_event = lambda event: back.append(event) if isinstance(event, ClientActive) else None
+
+    sim.at(0.5, kick)
+    sim.run(100.0)
+    assert len(kicks) == 1
+    assert not back
+    assert clients[0].outcome in ("kicked", "complete")
