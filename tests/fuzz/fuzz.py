@@ -1,0 +1,56 @@
+"""Coverage-guided fuzzing with atheris: `python tests/fuzz/fuzz.py TARGET [libFuzzer options]`.
+
+Without a target, every target gets `-runs=` inputs in turn (`make fuzz`). New inputs are kept in the corpus
+folder of the target, `tests/fuzz/corpus/TARGET` (WDS_FUZZ_CORPUS names another place for them), and so is
+whatever breaks the promise.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def fuzz(name: str, options: list[str]) -> None:
+    """Fuzz one target in this process; does not return."""
+    import atheris
+
+    with atheris.instrument_imports(include=["wdstransport", "targets"]):
+        sys.path.insert(0, str(HERE))
+        from targets import TARGETS
+
+    corpus = Path(os.environ.get("WDS_FUZZ_CORPUS", HERE / "corpus")) / name
+    corpus.mkdir(parents=True, exist_ok=True)
+    atheris.Setup(
+        [
+            sys.argv[0],
+            str(corpus),
+            str(HERE / "corpus" / name),
+            f"-artifact_prefix={corpus}/broken-",
+            "-max_len=2048",
+            *options,
+        ],
+        TARGETS[name],
+    )
+    atheris.Fuzz()
+
+
+def fuzz_all(options: list[str]) -> int:
+    """Fuzz every target in a process of its own; how many broke the promise."""
+    sys.path.insert(0, str(HERE))
+    from targets import TARGETS
+
+    broken = 0
+    for name in TARGETS:
+        print(f"== {name}", flush=True)
+        broken += subprocess.run([sys.executable, __file__, name, *options], check=False).returncode != 0
+    return broken
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        fuzz(sys.argv[1], sys.argv[2:])
+    else:
+        sys.exit(min(fuzz_all(sys.argv[1:]), 1))
