@@ -4,11 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: test lint types unit demo clean
+.PHONY: test lint types unit demo fuzz bench micro curve clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]' \
+	  || echo "atheris does not build for this Python: its short runs are left out"
 	touch $@
 
 test: lint types unit
@@ -25,6 +27,25 @@ unit: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/deploy-image demo
+
+# Ten million inputs to each target take days here; FUZZ='-max_total_time=600' bounds it.
+FUZZ ?= -runs=10000000
+fuzz: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	$(BIN)/python tests/fuzz/fuzz.py $(FUZZ)
+
+# Needs root for the lab of network namespaces; without it, loopback only. BENCH='--size 100M --runs 1' is short.
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python tests/bench/run.py $(BENCH)
+
+micro: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/pytest tests/bench/test_micro.py --benchmark-enable
+
+# The table of image time against clients and loss, in virtual time.
+curve: $(STAMP)
+	PYTHONPATH=. $(BIN)/python tests/sim/curve.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
