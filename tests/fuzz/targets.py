@@ -199,7 +199,9 @@ def _client_packet(reader: Reader, client_id: int, lead: int, polls: int, now: f
             body = identity + reader.sequence(lead).to_bytes(8, "big") + ours.to_bytes(8, "big")
             body += reader.sequence(lead).to_bytes(8, "big") + loss + b"\0\0"
         case 0x09:
-            body = identity + reader.sequence(lead).to_bytes(8, "big") + loss + _ranges(reader, lead) + b"\0\0"
+            body = (
+                identity + reader.sequence(lead).to_bytes(8, "big") + loss + _ranges(reader, lead) + b"\0\0"
+            )
         case 0x0B:
             body = identity + bytes([reader.small(4)]) + b"\0\0"
         case 0x0D:

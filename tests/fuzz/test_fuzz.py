@@ -52,7 +52,14 @@ def test_random_and_mutated_inputs_keep_the_promise(name):
 @pytest.mark.parametrize("name", TARGETS)
 def test_short_coverage_guided_run_finds_nothing(name, tmp_path):
     done = subprocess.run(
-        [sys.executable, str(HERE / "fuzz.py"), name, "-runs=400", "-seed=1", f"-artifact_prefix={tmp_path}/"],
+        [
+            sys.executable,
+            str(HERE / "fuzz.py"),
+            name,
+            "-runs=400",
+            "-seed=1",
+            f"-artifact_prefix={tmp_path}/",
+        ],
         capture_output=True,
         text=True,
         timeout=100,

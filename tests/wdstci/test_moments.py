@@ -91,7 +91,25 @@ def test_a_cancelled_session_delivers_nothing_more_and_leaves(consume, server, m
     consumer.start().finish()
     assert len(consumer.blocks) == (20 if moment == "in the middle" else 0)
     if moment == "in the middle":
-        server.wait_for(wdstransport.ClientLeft, reason="cancelled")
+        assert server.wait_for(wdstransport.ClientLeft).reason == "cancelled"
+
+
+def test_a_session_cancelled_with_everything_received_is_not_told_to_be_complete(consume, server):
+    """All blocks have come, the first is being delivered, and the rest is thrown away."""
+
+    for number in range(1, 11):
+        everything = threading.Event()
+
+        def in_contents(consumer, view, size, offset, everything=everything):
+            assert everything.wait(30)
+            w.CancelSession(consumer.handle)
+
+        consumer = consume(in_contents=in_contents)
+        transfer = consumer.handle._session.transfer
+        tell = transfer.all_received
+        transfer.all_received = lambda tell=tell, everything=everything: (tell(), everything.set())
+        assert consumer.start().finish().outcome == w.ERROR_CANCELLED
+        assert server.wait_for(wdstransport.ClientLeft, number).reason == "cancelled"
 
 
 def test_close_and_cancel_before_start(consume):
@@ -195,26 +213,29 @@ def require_nothing(consumer):
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="counts what Linux tells in /proc")
 def test_a_thousand_sessions_in_a_row_leave_nothing_behind(consume):
     def one(number):
-        kind = number % 50
-        if kind == 0:
+        if number % 100 == 0:
             consumer = consume("image").run()
             consumer.assert_whole()
-        elif kind == 1:
+        elif number % 100 == 1:
             consumer = consume(
                 "image", in_start=lambda consumer, size: w.CancelSession(consumer.handle)
             ).run()
             assert consumer.outcome == w.ERROR_CANCELLED
-        elif kind % 5 == 2:
+        elif number % 10 == 2:
             consumer = consume("no such content").run()
             assert consumer.outcome == w.ERROR_FILE_NOT_FOUND
-        elif kind % 5 == 3:
-            consumer = consume()
-        elif kind % 5 == 4:
+        elif number % 10 == 3:
             consumer = require_nothing(consume("image")).run()
             assert consumer.outcome == w.ERROR_SUCCESS
-        else:
+        elif number % 10 == 4:
             consumer = consume("empty").run()
             consumer.assert_whole()
+        elif number % 10 < 8:
+            consumer = consume()
+            w.CancelSession(consumer.handle)
+            assert consumer.finish().outcome == w.ERROR_CANCELLED
+        else:
+            consumer = consume()
         w.CloseSession(consumer.handle)
 
     for number in range(200):

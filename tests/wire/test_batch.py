@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wdstransport.wire import application
@@ -37,6 +37,7 @@ from wdstransport.wire.transport import (
 )
 
 SESSION = 0x6D19EE7E
+STEADY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SOURCE = ("10.0.0.1", 64132)
 NO_LEAD = 2**64 - 1
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=1024)
@@ -490,7 +491,7 @@ def broken_batches(draw):
 
 
 @given(broken_batches())
-@settings(max_examples=250, deadline=None)
+@settings(STEADY, max_examples=250)
 def test_whatever_is_broken_the_fast_form_agrees_with_the_declarations(case):
     data, segment, security = case
     records, leftover, _ = check_against_declarations(data, segment, security)
@@ -506,13 +507,13 @@ def test_whatever_is_broken_the_fast_form_agrees_with_the_declarations(case):
 
 
 @given(st.binary(min_size=1, max_size=300), st.integers(1, 320), st.sampled_from(sorted(MODES)))
-@settings(max_examples=100, deadline=None)
+@settings(STEADY, max_examples=100)
 def test_any_bytes_are_judged_like_the_declarations_judge_them(data, segment, mode):
     check_against_declarations(data, segment, MODES[mode]())
 
 
 @given(st.integers(1, 4), st.integers(0, 30), st.binary(max_size=8), st.integers(1, 200))
-@settings(max_examples=60, deadline=None)
+@settings(STEADY, max_examples=60)
 def test_segment_that_does_not_fit_the_datagrams_accepts_nothing_wrong(count, block_len, rest, segment):
     security = ChecksumSecurity()
     data, _ = slots_of(security, count, block_len)
@@ -573,6 +574,7 @@ def test_payload_that_is_no_data_packet_has_no_record(payload):
 
 
 @given(st.binary(max_size=30))
+@STEADY
 def test_record_exists_exactly_where_the_declaration_reads_data(payload):
     datagram = encode(OData(1, 1, 1, payload), session_id=SESSION, sender_time=1, security=NoSecurity())
     _, packet = decode(datagram, session_id=SESSION, security=NoSecurity())
@@ -592,7 +594,7 @@ acks = st.builds(Ack, st.integers(0, 2**32 - 1), u64, u64, u64, st.integers(0, L
 
 @every_mode
 @given(ack=acks, sender_time=u64)
-@settings(max_examples=25, deadline=None)
+@settings(STEADY, max_examples=25)
 def test_ack_is_encoded_and_decoded_like_the_declaration_does(mode, ack, sender_time):
     security = MODES[mode]()
     fast = encode_ack(ack, session_id=SESSION, sender_time=sender_time, security=security)
@@ -617,7 +619,7 @@ def broken_acks(draw):
 
 
 @given(broken_acks())
-@settings(max_examples=150, deadline=None)
+@settings(STEADY, max_examples=150)
 def test_fast_ack_is_never_read_where_the_declaration_reads_something_else(case):
     data, security = case
     ack = decode_ack(memoryview(data), session_id=SESSION, security=security)

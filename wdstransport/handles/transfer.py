@@ -293,7 +293,9 @@ class Transfer:
         return [BlocksArrived(_NOWHERE, 0, 1, 0, 0, size, charged)]
 
     def _all_delivered(self) -> bool:
-        return self._everything and self._delivered == self._arrived
+        # A cancelled session throws the rest away, which is no reason to leave as complete.
+        whole = self._everything and self._delivered == self._arrived
+        return whole and self._session.cancel_code is None
 
     def horizon(self) -> int | None:
         """Any block, in whatever order."""

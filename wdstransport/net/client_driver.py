@@ -313,7 +313,7 @@ class ClientDriver:
         session.leave(Left.CANCELLED, trio.current_time())
         while not session.over:
             await trio.sleep_until(min(session.next_deadline(), until))
-            # Where round trips are long, LEAVE's wait (MS-WDSMT 3.2.5.4.3) is longer than a caller's patience.
+            # Where round trips are long, the wait of MS-WDSMT 3.2.5.4.3 exceeds a caller's patience.
             now = trio.current_time()
             session.handle_timers(now if now < until else session.next_deadline())
         self._send(trio.current_time())
