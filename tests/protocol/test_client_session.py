@@ -484,7 +484,7 @@ def refusal(data):
     st.booleans(),
     st.booleans(),
 )
-@settings(STEADY, max_examples=300)
+@settings(STEADY, max_examples=200)
 def test_whatever_is_not_accepted_changes_nothing_and_is_not_answered(data, joined, multicast):
     client = in_use(joined)
     session = client.session

@@ -277,8 +277,10 @@ def test_ack_measures_the_masters_round_trip_and_loss(alone):
 
 
 def test_round_trip_is_never_below_a_millisecond(alone):
-    alone.ack(alone.master, 0, T + 2, rtt=0.0)
+    alone.ack(alone.master, 0, T + 2, rtt=0.025)
+    alone.ack(alone.master, 0, T + 3, rtt=0.0)
     assert alone.data.mcrtt == 0.001
+    assert alone.clients.active[alone.master].rtt == 0.0
 
 
 @pytest.mark.parametrize("server_time", [0, ms(T + 90)])
@@ -728,6 +730,17 @@ def test_master_that_does_not_move_for_a_second_does_not_hold_the_others(narrow)
     narrow.data._set_master(narrow.clients.active[narrow.master])
     report(narrow, slow, 101, now + 1.1)
     assert narrow.data.master_client_id == narrow.master
+
+
+def test_slow_master_that_moves_holds_the_others_for_as_long_as_it_moves(narrow):
+    slow, now = behind_in_steps(narrow)
+    report(narrow, slow, 100, now)
+    narrow.ack(slow, 120, now + 0.9)
+    narrow.data.cleanup_timer(now + 1.5)
+    assert narrow.data.mc_trail == 120
+    narrow.ack(slow, 120, now + 1.8)  # nothing new is no progress
+    narrow.data.cleanup_timer(now + 1.95)
+    assert narrow.data.mc_trail == 200
 
 
 def behind_in_steps(server):

@@ -443,7 +443,7 @@ def refusal(data):
 
 
 @given(st.one_of(st.binary(max_size=200), broken(EVERY_PACKET, SECURITY)), st.integers(1, 4))
-@settings(STEADY, max_examples=300)
+@settings(STEADY, max_examples=200)
 def test_whatever_is_not_accepted_changes_nothing_and_is_not_answered(data, number):
     server, now = in_use()
     session = server.session
@@ -530,3 +530,29 @@ def test_after_its_timers_the_next_deadline_is_always_later(script):
         # Whoever is there is waited for: the session never sleeps until it ends.
         if session.active_clients() and not session.over and not server.transport.closing:
             assert session.next_deadline() <= now + 65
+
+
+# ---------------------------------------------------------------------- a flood of JOINs
+
+
+def forged_join(number):
+    return Join("forged", bytes([10, 9, number >> 8 & 255, number & 255]), bytes(6))
+
+
+def test_joins_beyond_the_budget_are_dropped_unread_and_counted():
+    script = ServerWire(joins_per_second=10.0, join_burst=3)
+    for number in range(5):
+        script.hear(forged_join(number), 10 + number, T)
+    assert len(script.session.transport.clients.pending) == 3
+    assert script.session.dropped["too_many_joins"] == 2
+    script.hear(forged_join(9), 30, T + 0.1)
+    assert len(script.session.transport.clients.pending) == 4
+
+
+def test_a_known_client_may_join_again_during_a_flood():
+    script = ServerWire(joins_per_second=0.0, join_burst=1)
+    script.hear(forged_join(1), 10, T)
+    script.sent(T)
+    script.hear(forged_join(1), 10, T + 0.5)
+    assert "too_many_joins" not in script.session.dropped
+    assert len(script.sent(T + 0.5)) == 1

@@ -159,7 +159,10 @@ class Reception:
             else:
                 await self._complete(sink)  # content of no bytes (deviation 46)
         except BaseException as error:
-            self.kept = sink.abandon()
+            if self._driver is not None and self._driver.received:
+                self.kept = sink.abandon()
+            else:
+                sink.discard()  # nothing arrived: a file of the image's size with nothing in it helps nobody
             if self.kept is not None and isinstance(error, TransportError):
                 error.add_note(f"What arrived is kept in {self.kept}.")
             raise
@@ -262,7 +265,7 @@ class Reception:
         raise NobodyAnsweredError(
             f"nothing has come from {offer.server[0]} for 30 seconds. The server may have stopped, or the "
             f"network no longer delivers the group {offer.group[0]} (IGMP snooping without a querier does "
-            "that after some minutes). Start again to get the rest."
+            "that after some minutes). Start again when it is mended."
         )
 
     def _turn(self, now: float) -> float:

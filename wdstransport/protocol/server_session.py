@@ -19,9 +19,11 @@ from wdstransport.protocol.server_data import ODataRun
 from wdstransport.protocol.server_transport import DemoteTarget, ServerState, ServerTransport
 from wdstransport.wire.batch import Batch, decode_ack
 from wdstransport.wire.security import Security
-from wdstransport.wire.transport import DropReason, KickReason, WireError, decode, encode
+from wdstransport.wire.transport import DropReason, KickReason, OpCode, WireError, decode, encode
 
 __all__ = ["ServerSession"]
+
+_JOIN = int(OpCode.JOIN)
 
 
 class ServerSession:
@@ -60,6 +62,8 @@ class ServerSession:
         self.parameters = parameters
         self.dropped: Counter[str] = Counter()
         self.completed = 0
+        self._join_credit: float = parameters.join_burst
+        self._joins_at = now
         self._client_security = client_security
         self._server_security = server_security
         self.application = ServerApplication(total_blocks=total_blocks, parameters=parameters)
@@ -110,6 +114,9 @@ class ServerSession:
     def _receive_one(self, datagram: memoryview, source: Address, now: float) -> DropReason | None:
         if self.transport.terminated:
             return DropReason.STATE
+        if not self._admits(datagram, source, now):
+            self.dropped["too_many_joins"] += 1
+            return None
         ack = decode_ack(datagram, session_id=self.session_id, security=self._client_security)
         if ack is not None:
             return self.transport.receive(ack, 0, source, now)
@@ -118,6 +125,23 @@ class ServerSession:
         except WireError as error:
             return error.reason
         return self.transport.receive(packet, header.sender_time, source, now)
+
+    def _admits(self, datagram: memoryview, source: Address, now: float) -> bool:
+        """Whether there is time for a JOIN of somebody new; looked at before the datagram is decoded.
+
+        A JOIN costs its sender nothing and this side a decoding, a record and up to three JOINACKs, so
+        a flood of forged ones would take the processor from the transfer.
+        """
+        at = 9 + self._client_security.data_len
+        if len(datagram) <= at or datagram[at] != _JOIN or self.transport.clients.at(source) is not None:
+            return True
+        per_second, burst = self.parameters.joins_per_second, self.parameters.join_burst
+        self._join_credit = min(burst, self._join_credit + (now - self._joins_at) * per_second)
+        self._joins_at = now
+        if self._join_credit < 1:
+            return False
+        self._join_credit -= 1
+        return True
 
     def handle_timers(self, now: float) -> None:
         """Do what is due at `now`; afterwards `next_deadline` is later than `now`."""
