@@ -61,7 +61,8 @@ def snapshot(thing, skip=frozenset()):
     return {
         name: snapshot(getattr(thing, name), inner)
         for name in sorted(names)
-        if name not in ("dropped", "datagrams", "__weakref__") and hasattr(thing, name)
+        if name not in ("dropped", "datagrams", "_join_credit", "_joins_at", "__weakref__")
+        and hasattr(thing, name)
     }
 
 

@@ -549,10 +549,12 @@ def test_joins_beyond_the_budget_are_dropped_unread_and_counted():
     assert len(script.session.transport.clients.pending) == 4
 
 
-def test_a_known_client_may_join_again_during_a_flood():
+def test_a_confirmed_client_may_join_again_during_a_flood():
     script = ServerWire(joins_per_second=0.0, join_burst=1)
-    script.hear(forged_join(1), 10, T)
+    script.activate(10, T)
     script.sent(T)
+    script.hear(forged_join(1), 11, T + 0.5)
+    assert script.session.dropped["too_many_joins"] == 1
     script.hear(forged_join(1), 10, T + 0.5)
-    assert "too_many_joins" not in script.session.dropped
-    assert len(script.sent(T + 0.5)) == 1
+    assert script.session.dropped["too_many_joins"] == 1
+    assert len(script.sent(T + 0.5, JoinAck)) == 1

@@ -55,8 +55,8 @@ class ServerParameters:
     costs this much memory and nothing else."""
     joins_per_second: float = 250.0
     join_burst: int = 1024
-    """JOINs of unknown addresses that are looked at: a room of a thousand at once, then so many a second. A
-    JOIN beyond it is dropped unread; its client asks again after half a second."""
+    """JOINs of addresses without a confirmed client that are looked at: a room of a thousand at once, then
+    so many a second. A JOIN beyond it is dropped unread; its client asks again after half a second."""
     max_nack_work: int = 2048
     """Sequence numbers one NACK may make the server look at; the rest comes with the next (deviation 53)."""
     max_repairs_queued: int = 16384

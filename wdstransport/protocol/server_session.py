@@ -127,13 +127,16 @@ class ServerSession:
         return self.transport.receive(packet, header.sender_time, source, now)
 
     def _admits(self, datagram: memoryview, source: Address, now: float) -> bool:
-        """Whether there is time for a JOIN of somebody new; looked at before the datagram is decoded.
+        """Whether there is time for a JOIN of somebody not confirmed; asked before the datagram is decoded.
 
         A JOIN costs its sender nothing and this side a decoding, a record and up to three JOINACKs, so
         a flood of forged ones would take the processor from the transfer.
         """
         at = 9 + self._client_security.data_len
-        if len(datagram) <= at or datagram[at] != _JOIN or self.transport.clients.at(source) is not None:
+        if len(datagram) <= at or datagram[at] != _JOIN:
+            return True
+        record = self.transport.clients.at(source)
+        if record is not None and record.client_id not in self.transport.clients.pending:
             return True
         per_second, burst = self.parameters.joins_per_second, self.parameters.join_burst
         self._join_credit = min(burst, self._join_credit + (now - self._joins_at) * per_second)
