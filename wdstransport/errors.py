@@ -14,7 +14,8 @@
     │   ├── ContentNotFoundError  no such name, or one that leaves its namespace
     │   └── SourceChangedError    the file changed while it was being served
     ├── IntegrityError          a copy is not what it should be (exit code 6)
-    └── StorageError            the target cannot take the data (exit code 7)
+    ├── StorageError            the target cannot take the data (exit code 7)
+    └── WdsTransportClientError raised by `wdstransport.wdstci`, with a Win32 code or HRESULT
 
 Every message says what happened, the likely cause and what to do next. Datagrams are never an exception:
 what cannot be accepted is counted (see `wdstransport.wire.transport.DropReason`).

@@ -26,6 +26,10 @@ STEADY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """Properties hold on a busy machine too."""
 
 
+UNREMEMBERED = {"dropped", "datagrams", "__weakref__", "_join_credit", "_joins_at"}
+"""Counters, and the budget of JOINs, which has a test of its own: no part of a machine's state."""
+
+
 def ms(seconds):
     """A SenderTime as the sessions write it."""
     return int(seconds * 1000)

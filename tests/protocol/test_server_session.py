@@ -309,6 +309,16 @@ def test_longest_nack_is_confirmed_with_an_ncf_that_udp_can_carry():
     assert all(len(datagram) <= 65507 for datagram, _ in server.session.take_outgoing(now))
 
 
+def test_junk_that_looks_like_a_join_uses_up_nobodys_budget():
+    server = ServerWire(join_burst=2)
+    good = server.sealed(Join("pc", bytes(4), b""))
+    for number in range(2, 9):
+        server.hear(good[:-12] + b"\x55" * 12, number, T)
+        server.hear(server.sealed(Join("pc", bytes(4), b""), session_id=SESSION + 1), number, T)
+    server.hear(good, 1, T)
+    assert [to for _, _, to in server.sent(T, JoinAck)] == [address(1)]
+
+
 # ---------------------------------------------------------------------- the end
 
 

@@ -144,6 +144,8 @@ class BlockMap:
         Returns:
             The (first, count) runs that were not there before.
         """
+        if count <= 0:
+            return []
         place = first - 1
         if place == self._end == self._last:
             self._end = self._last = place + count

@@ -247,8 +247,10 @@ class DataState:
             has = packet.ranges[0][0] - 1 if packet.ranges else packet.hi_odata_seq_no
             self._follow(client, has, now)
         self.window.lost(now, self.mcrtt)
-        for start in range(0, len(packet.ranges) or 1, _NCF_RANGES):
-            self._transport.outbox.put(Ncf(packet.ranges[start : start + _NCF_RANGES]))
+        # Ranges of what was never sent are not repeated to the group (deviation 58).
+        known = tuple(each for each in packet.ranges if each[0] <= self.mc_lead)
+        for start in range(0, len(known) or 1, _NCF_RANGES):
+            self._transport.outbox.put(Ncf(known[start : start + _NCF_RANGES]))
         self._queue_repairs(packet.ranges, now)
         return None
 

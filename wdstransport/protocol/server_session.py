@@ -133,11 +133,16 @@ class ServerSession:
         a flood of forged ones would take the processor from the transfer.
         """
         at = 9 + self._client_security.data_len
-        if len(datagram) <= at or datagram[at] != _JOIN:
+        session = self.session_id.to_bytes(4, "big")
+        if len(datagram) <= at or datagram[at] != _JOIN or datagram[at - 4 : at] != session:
             return True
         record = self.transport.clients.at(source)
         if record is not None and record.client_id not in self.transport.clients.pending:
             return True
+        try:
+            self._client_security.verify(datagram)
+        except WireError:
+            return True  # junk is dropped for what it is, and costs nobody's turn
         per_second, burst = self.parameters.joins_per_second, self.parameters.join_burst
         self._join_credit = min(burst, self._join_credit + (now - self._joins_at) * per_second)
         self._joins_at = now

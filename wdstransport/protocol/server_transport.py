@@ -43,6 +43,8 @@ from wdstransport.wire.transport import (
 __all__ = ["DemoteTarget", "ServerState", "ServerTransport", "ServerTriggers"]
 
 _UINT32 = 0xFFFFFFFF
+_LONGEST_RTT = 10.0
+"""Seconds; what is longer is a client's mistake or a lie, and every wait of the session would follow it."""
 
 
 class ServerState(Enum):
@@ -253,7 +255,7 @@ class ServerTransport:
         if not server_time:
             return None
         rtt = (int(now * 1000) - server_time) / 1000
-        return rtt if 0 <= rtt < 60 else None
+        return rtt if 0 <= rtt < _LONGEST_RTT else None
 
     def _on_leave(self, packet: Leave, source: Address, now: float) -> DropReason | None:
         """3.1.5.3."""
