@@ -65,7 +65,7 @@ class MissingList:
 
 
 class PeerClient:
-    """One client. run() returns within its timeout, whatever happens.
+    """One client. run() returns within its timeout, whatever happens, or as soon as until() is true.
 
     first and alone tell the checker that nobody used the session before, and nobody else uses it meanwhile.
     mute: after that many ACK packets none is sent any more. drain: bytes per second that the application
@@ -105,7 +105,7 @@ class PeerClient:
     def log(self, text):
         self.result.log.append(f"{time.monotonic() - self.began:8.3f} {text}")
 
-    def run(self, timeout=30.0):
+    def run(self, timeout=30.0, until=lambda: False):
         end = time.monotonic() + timeout
         try:
             self.own = w.Port(self.interface)
@@ -117,7 +117,7 @@ class PeerClient:
                 if plan.blocks == 0:
                     self.result.status = "complete"
                 else:
-                    self.download(end)
+                    self.download(end, until)
                 self.result.data = bytes(self.content_data)
         finally:
             for port in (self.own, self.group):
@@ -208,9 +208,9 @@ class PeerClient:
             self.check.finish()
             self.result.seen.update(self.check.counts)
 
-    def download(self, end):
+    def download(self, end, until):
         self.enter()
-        while time.monotonic() < end and self.state != "over":
+        while time.monotonic() < end and self.state != "over" and not until():
             now = w.clock()
             for name in [name for name, when in self.timers.items() if when <= now]:
                 if name in self.timers and self.state != "over":
@@ -221,7 +221,7 @@ class PeerClient:
             wait = max(0, min([when - w.clock() for when in self.timers.values()] + [50])) / 1000
             select.select([self.own, self.group], [], [], wait)
             for port, via in ((self.own, "unicast"), (self.group, "multicast")):
-                for data, source, arrived in port.receive():
+                for data, source, arrived in port.receive(50):
                     if port in (self.own, self.group):  # a DEMOTE replaces the group's socket
                         self.datagram(data, source, via, arrived)
         if self.state != "over" and self.client is not None:
@@ -240,7 +240,7 @@ class PeerClient:
             return
         for complaint in complaints:
             self.violations.add("layout", complaint)
-        self.check.see(packet, via, w.clock(), arrived)
+        self.check.see(packet, via, w.arrival(arrived), arrived)
         if self.state == "over" or self.loss.hits(f"in {via}"):
             return
         self.timers["inactivity"] = w.clock() + self.inactivity
@@ -404,6 +404,8 @@ class PeerClient:
 
     def on_kick(self, p):
         for client, reason in p.kicks:
+            if client == self.client:
+                self.timers.pop("rejoin", None)
             if client == self.client and self.obeys_kick:
                 self.result.status, self.result.kick_reason = "kicked", reason
                 self.leave(w.CANCELLED)

@@ -122,10 +122,10 @@ class PeerServer:
                     self.expired(name)
             wait = max(0, min([when - w.clock() for when in self.timers.values()] + [20])) / 1000
             select.select(ports, [], [], wait)
-            for data, source, _ in self.front.receive():
-                self.initiate(data, source)
-            for data, source, _ in self.port.receive():
-                self.datagram(data, source)
+            for data, source, arrived in self.front.receive():
+                self.initiate(data, source, w.arrival(arrived))
+            for data, source, arrived in self.port.receive(20):
+                self.datagram(data, source, w.arrival(arrived))
             for _, source, _ in self.spy.receive():
                 if source != self.port.address:
                     self.collected.add("destination", f"{source} sends to the multicast address")
@@ -136,8 +136,8 @@ class PeerServer:
 
     # --- MS-WDSMSI ------------------------------------------------------------------------------------------
 
-    def initiate(self, data, source):
-        bad, now = self.collected.add, w.clock()
+    def initiate(self, data, source, now):
+        bad = self.collected.add
         if now - self.requests.get(source, -(10**9)) < 950:
             bad("initiation", f"request again after {now - self.requests[source]} ms")
         self.requests[source] = now
@@ -180,7 +180,7 @@ class PeerServer:
         data = w.build(name, self.plan.session, self.mode, self.sent_at, fields, tail, options)
         return not self.loss.hits("out" if to else "out multicast") and self.port.send(data, to or self.group)
 
-    def datagram(self, data, source):
+    def datagram(self, data, source, now):
         try:
             packet, complaints = w.parse(data, self.mode, self.plan.session)
         except w.Malformed as error:
@@ -188,7 +188,7 @@ class PeerServer:
             return
         for complaint in complaints:
             self.collected.add("layout", complaint)
-        self.check.see(packet, source, w.clock())
+        self.check.see(packet, source, now)
         if self.loss.hits(f"in {source}") or packet.op not in w.FROM_CLIENT:
             return
         self.timers["inactivity"] = w.clock() + self.INACTIVITY
@@ -277,7 +277,7 @@ class PeerServer:
         if self.kicked:
             if self.send("KICK", (), [(c.id, c.reason) for c in self.kicked.values()]):
                 for client in self.kicked:
-                    self.check.clients[client].kicked = True
+                    self.check.clients[client].kicked = self.check.clients[client].kicked or self.sent_at
             self.timers["kick"] = w.clock() + 15_000
 
     def demote_now(self, client, other):

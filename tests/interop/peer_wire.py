@@ -68,6 +68,11 @@ def clock() -> int:
     return int(time.monotonic() * 1000)
 
 
+def arrival(stamp) -> int:
+    """When a datagram arrived, in the milliseconds of clock()."""
+    return clock() - (time.time_ns() - stamp) // 10**6
+
+
 def checksum(body):
     """MS-WDSMT 2.2.2.3."""
     return ~sum(body) & 0xFFFFFFFF
@@ -290,7 +295,9 @@ class Port:
         return True
 
     def receive(self, limit=200):
-        """Everything that waits, at most limit datagrams: (data, source, time of arrival in ns)."""
+        """Everything that waits, at most limit datagrams: (data, source, time of arrival).
+
+        That time is in ns, of the system's clock; see arrival()."""
         for _ in range(limit):
             try:
                 data, extra, _, source = self.socket.recvmsg(65535, self.SPACE)

@@ -54,10 +54,12 @@ class Events(list):
 
 
 async def until(condition):
-    """Let other tasks run until `condition()` is true; what it becomes."""
+    """Let other tasks and processes run until `condition()` is true; what it becomes."""
     with trio.fail_after(PATIENCE):
         while not (found := condition()):
-            await trio.lowlevel.checkpoint()
+            # Looked at every millisecond, not all the time: who is waited for needs the processor.
+            with trio.move_on_after(0.001):
+                await trio.sleep_forever()
     return found
 
 

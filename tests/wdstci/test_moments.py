@@ -217,9 +217,8 @@ def test_a_thousand_sessions_in_a_row_leave_nothing_behind(consume):
             consumer = consume("image").run()
             consumer.assert_whole()
         elif number % 100 == 1:
-            consumer = consume(
-                "image", in_start=lambda consumer, size: w.CancelSession(consumer.handle)
-            ).run()
+            cancel = functools.partial(perform, "cancel")
+            consumer = consume("image", in_start=lambda consumer, size: cancel(consumer.handle)).run()
             assert consumer.outcome == w.ERROR_CANCELLED
         elif number % 10 == 2:
             consumer = consume("no such content").run()

@@ -1,0 +1,341 @@
+"""A session with its place in the world: opened with nothing left behind, offered, told about, ended."""
+
+import gc
+import random
+import socket
+import warnings
+
+import pytest
+import trio
+from loopback import HOST, PATIENCE, Client, Events, Player, image, until
+
+from wdstransport.content.sources import MemorySource
+from wdstransport.errors import SourceChangedError, TransportError, UsageError
+from wdstransport.net.places import SessionPlaces
+from wdstransport.net.served_client import ClientRecords
+from wdstransport.net.serving import SessionSettings, open_session
+from wdstransport.observe.events import ClientJoined, ClientLeft, SendingStarted, SessionEnded
+from wdstransport.wire.security import SecurityMode
+from wdstransport.wire.transport import KickReason, LeaveReason
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+class Content(MemorySource):
+    def __init__(self, data):
+        super().__init__(data, "image")
+        self.changed = False
+
+    def check(self):
+        super().check()
+        if self.changed:
+            raise SourceChangedError("not what it was")
+
+
+class Site:
+    """Where sessions are opened."""
+
+    def __init__(self, **settings):
+        self.places = SessionPlaces(None, None)
+        self.events = Events()
+        self.completed = 0
+        self.records = ClientRecords()
+        self.settings = SessionSettings(
+            **{
+                "security": SecurityMode.CHECKSUM,
+                "block_size": None,
+                "rate": None,
+                "ttl": 1,
+                "min_clients": 1,
+                "max_wait": None,
+                **settings,
+            }
+        )
+
+    def _count(self):
+        self.completed += 1
+
+    def open(self, data=b"x" * 5000):
+        return open_session(
+            Content(data),
+            namespace="images",
+            content="image",
+            place=self.places.locate(HOST, False),
+            places=self.places,
+            settings=self.settings,
+            session_id=77,
+            rng=random.Random(1),
+            start=trio.current_time(),
+            clients=self.records,
+            tell=self.events,
+            completed=self._count,
+        )
+
+
+@pytest.fixture
+def site():
+    return Site()
+
+
+class Running:
+    def __init__(self, nursery, served):
+        self.nursery = nursery
+        self.served = served
+        self.players = []
+        nursery.start_soon(served.run)
+
+    async def player(self):
+        client = Client()
+        client.offer = self.served.offer()
+        client.session_id = client.offer.session_id
+        player = Player(client)
+        self.players.append(player)
+        await client.join()
+        self.nursery.start_soon(player.run_in_scope)
+        await client.confirm()
+        return player
+
+    async def ended(self):
+        with trio.fail_after(PATIENCE):
+            await self.served.ended.wait()
+
+
+@pytest.fixture
+async def run(nursery):
+    runs = []
+
+    def begin(served):
+        runs.append(Running(nursery, served))
+        return runs[-1]
+
+    yield begin
+    for each in runs:
+        each.served.close(trio.current_time())
+        for player in each.players:
+            player.scope.cancel()
+            player.close()
+        await each.ended()
+
+
+def discard(served):
+    """What a session that never runs leaves open."""
+    served.driver._sock.close()
+
+
+class TestOpening:
+    async def test_an_offer_says_what_the_session_is(self, site):
+        served = site.open(image(5000))
+        offer = served.offer()
+        assert offer.server_address == socket.inet_aton(HOST)
+        assert offer.multicast_port == offer.server_port == served.address[1]
+        assert socket.inet_ntoa(offer.multicast_address) == served.group[0]
+        assert offer.content_size == 5000
+        assert offer.total_blocks == -(-5000 // offer.block_size)
+        assert offer.session_id == 77
+        discard(served)
+
+    async def test_a_block_fills_a_frame_unless_it_is_given(self, site):
+        served = site.open()
+        assert 1300 < served.driver.block_size < 1472
+        given = Site(block_size=777).open()
+        assert given.driver.block_size == 777
+        discard(served)
+        discard(given)
+
+    @pytest.mark.parametrize("security", [SecurityMode.CHECKSUM, SecurityMode.NONE])
+    async def test_the_largest_block_fits_a_datagram_and_a_larger_one_is_refused(self, security):
+        largest = None
+        for size in range(65_300, 65_600):
+            try:
+                served = Site(block_size=size, security=security).open()
+            except UsageError:
+                break
+            largest = size
+            discard(served)
+        assert largest is not None
+        with pytest.raises(UsageError, match="--block-size"):
+            Site(block_size=largest + 1, security=security).open()
+
+    async def test_no_socket_is_left_when_there_is_no_group(self):
+        site = Site()
+        site.places = SessionPlaces("239.255.255.255", None)
+        site.places.take_group(socket.AF_INET)
+        with _no_socket_leaks(), pytest.raises(TransportError, match="multicast address"):
+            site.open()
+
+    @pytest.mark.parametrize("rate", [0, -1.0, float("nan"), float("inf"), 1e30])
+    @pytest.mark.xfail(
+        strict=True,
+        reason="server.py __init__ takes any rate, and serving.py open_session() fails for every request: "
+        "nan, inf and 1e30 with ValueError, OverflowError and struct.error from set_kernel_pacing(), which "
+        "end the whole server; 0 and -1 with a UsageError after socket and group were taken: both leak",
+    )
+    async def test_a_rate_that_cannot_be_takes_nothing(self, rate):
+        site = Site(rate=rate)
+        with _no_socket_leaks(), pytest.raises(UsageError):
+            site.open()
+        assert site.places.take_group(socket.AF_INET) == SessionPlaces(None, None).take_group(socket.AF_INET)
+
+    @pytest.mark.parametrize("ttl", [-1, 256])
+    async def test_a_ttl_that_cannot_be_is_refused(self, ttl):
+        with _no_socket_leaks(), pytest.raises(UsageError, match="TTL"):
+            Site(ttl=ttl).open()
+
+    def test_a_slower_session_does_not_wait_for_a_crowd(self):
+        slower = Site(min_clients=5, max_wait=9.0, rate=10.0).settings.slower(3.0)
+        assert (slower.rate, slower.min_clients, slower.max_wait) == (3.0, 1, None)
+
+
+class _no_socket_leaks:
+    """Fails when a socket is dropped without being closed."""
+
+    def __enter__(self):
+        gc.collect()
+        self._caught = warnings.catch_warnings(record=True)
+        self._warnings = self._caught.__enter__()
+        warnings.simplefilter("always")
+
+    def __exit__(self, kind, error, trace):
+        if error is not None:
+            error.__traceback__ = None
+        del error, trace
+        gc.collect()
+        self._caught.__exit__(None, None, None)
+        leaks = [str(each.message) for each in self._warnings if each.category is ResourceWarning]
+        assert not leaks, leaks
+
+
+class TestRunning:
+    async def test_a_client_is_told_about_from_its_joining_to_its_leaving(self, site, run):
+        running = run(site.open(image(20_000)))
+        player = await running.player()
+        joined = await site.events.wait(ClientJoined)
+        assert (joined.session_id, joined.client_id) == (77, player.client.client_id)
+        assert (joined.name, joined.address) == ("PEER", player.client.address)
+        assert joined.mac == "00:00:00:00:00:00"
+        sending = await site.events.wait(SendingStarted)
+        assert sending.clients == 1
+        await until(lambda: player.complete)
+        await player.leave()
+        left = await site.events.wait(ClientLeft)
+        assert (left.client_id, left.reason) == (player.client.client_id, "complete")
+        assert site.completed == 1
+        times = [event.seconds for event in site.events]
+        assert times == sorted(times)
+
+    async def test_who_asked_only_is_told_about_to_nobody(self, site, run):
+        running = run(site.open())
+        client = Client()
+        client.offer = running.served.offer()
+        client.session_id = 77
+        await client.join()
+        assert [each.state for each in running.served.statistics().clients] == ["pending"]
+        running.served.close(trio.current_time())
+        await running.ended()
+        client.close()
+        assert [type(event) for event in site.events] == [SessionEnded]
+
+    async def test_a_kick_names_only_who_is_there(self, site, run):
+        running = run(site.open(image(20_000)))
+        player = await running.player()
+        await site.events.wait(ClientJoined)
+        client_id = player.client.client_id
+        assert not running.served.kick(client_id + 1, KickReason.FAIL)
+        assert running.served.kick(client_id, KickReason.FALLBACK)
+        assert not running.served.kick(client_id, KickReason.FAIL)
+        await player.leave(LeaveReason.CANCELLED)
+        assert (await site.events.wait(ClientLeft)).reason == "kicked"
+        assert site.completed == 0
+
+    async def test_statistics_show_the_session_and_its_clients(self, site, run):
+        served = site.open(image(20_000))
+        assert served.statistics().state == "waiting"
+        running = run(served)
+        player = await running.player()
+        await until(lambda: player.complete)
+        shown = served.statistics()
+        assert (shown.session_id, shown.namespace, shown.content) == (77, "images", "image")
+        assert (shown.size, shown.data_bytes, shown.repair_bytes) == (20_000, 20_000, 0)
+        assert shown.data_packets == shown.total_blocks == len(player.sequence)
+        assert shown.acks > 0
+        assert shown.round == 1
+        (client,) = shown.clients
+        assert (client.client_id, client.state) == (player.client.client_id, "master")
+        assert served.client_statistics(client.client_id).address == client.address
+        assert served.client_statistics(client.client_id + 1) is None
+        await player.leave()
+        await site.events.wait(ClientLeft)
+        assert served.statistics().completed == 1
+        assert served.statistics().state == "idle"
+
+    async def test_two_snapshots_at_the_same_moment_are_no_division_by_zero(self, site, run, autojump_clock):
+        served = site.open()
+        assert served.statistics().bytes_per_second == served.statistics().bytes_per_second == 0.0
+        discard(served)
+
+
+class TestEnding:
+    async def test_a_session_that_nobody_joins_ends_as_idle(self, site, run, monkeypatch):
+        from wdstransport.protocol.parameters import ServerParameters
+
+        monkeypatch.setattr(
+            "wdstransport.net.serving.ServerParameters",
+            lambda **fields: ServerParameters(**fields, inactivity_timeout=0.02),
+        )
+        running = run(site.open())
+        await running.ended()
+        ended = site.events.of(SessionEnded)
+        assert [(event.reason, event.error) for event in ended] == [("idle", None)]
+
+    async def test_its_group_is_free_again(self, site, run):
+        running = run(site.open())
+        group = running.served.group[0]
+        running.served.close(trio.current_time())
+        await running.ended()
+        assert site.places.take_group(socket.AF_INET) == group
+
+    async def test_closing_is_silent_about_clients_and_ending_is_not(self, run):
+        for silent in (True, False):
+            site = Site()
+            running = run(site.open(image(20_000)))
+            player = await running.player()
+            await site.events.wait(ClientJoined)
+            getattr(running.served, "close" if silent else "end")(trio.current_time())
+            await player.leave(LeaveReason.CANCELLED)
+            await running.ended()
+            assert [event.reason for event in site.events.of(ClientLeft)] == ([] if silent else ["kicked"])
+            assert [event.reason for event in site.events.of(SessionEnded)] == ["closed"]
+
+    async def test_content_that_changed_takes_no_more_clients_and_ends_the_session(self, site, run):
+        running = run(site.open(image(20_000)))
+        player = await running.player()
+        await site.events.wait(ClientJoined)
+        assert await running.served.is_current()
+        running.served.driver.source.changed = True
+        assert not await running.served.is_current()
+        assert not await running.served.is_current()
+        await player.leave(LeaveReason.CANCELLED)
+        await running.ended()
+        (ended,) = site.events.of(SessionEnded)
+        assert ended.reason == "error"
+        assert "not what it was" in ended.error
+
+    async def test_a_socket_that_fails_ends_the_session_and_says_which_interface(self, site, run):
+        running = run(site.open())
+
+        def broken():
+            raise OSError(9, "Bad file descriptor")
+
+        running.served.driver.reader.read = broken
+        await running.ended()
+        (ended,) = site.events.of(SessionEnded)
+        assert ended.reason == "error"
+        assert "interface lo" in ended.error
+
+    async def test_clients_that_do_not_answer_are_told_of_as_ended(self, site, run):
+        running = run(site.open(image(20_000)))
+        await running.player()
+        await site.events.wait(ClientJoined)
+        running.served.driver.close(trio.current_time(), patience=0.02)
+        await running.ended()
+        assert [event.reason for event in site.events.of(ClientLeft)] == ["ended"]

@@ -1,0 +1,681 @@
+"""A server with real receivers over loopback multicast: gates, groups, ports, floods, kicks, demotions."""
+
+import os
+import socket
+import threading
+
+import pytest
+import trio
+from loopback import (
+    HOST,
+    PATIENCE,
+    Client,
+    MemoryNamespace,
+    Player,
+    Reception,
+    Sink,
+    image,
+    receive,
+    serving,
+    until,
+)
+
+import wdstransport
+from wdstransport import (
+    ClientJoined,
+    ClientLeft,
+    DirectoryNamespace,
+    NobodyAnsweredError,
+    RefusedError,
+    RemovedError,
+    RequestRefused,
+    SendingStarted,
+    ServerListening,
+    SessionEnded,
+    SessionOpened,
+    Warned,
+)
+from wdstransport.wire.initiation import ErrorReply, Request, encode
+from wdstransport.wire.transport import Join, LeaveReason, Nack
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+SLOW = 400_000.0
+"""Bytes per second at which a transfer is under way for as long as a test needs it to be."""
+
+
+class TestServing:
+    async def test_one_receiver_gets_the_image_and_the_events_tell_the_story(self):
+        data = image(50_000)
+        async with serving(data) as site:
+            assert await site.receive() == data
+            left = await site.events.wait(ClientLeft)
+            assert left.reason == "complete"
+            session = site.session
+            assert session.data_bytes == len(data)
+            assert session.completed == site.server.statistics().completed == 1
+        kinds = [type(event) for event in site.events if not isinstance(event, Warned)]
+        assert kinds == [
+            ServerListening,
+            SessionOpened,
+            ClientJoined,
+            SendingStarted,
+            ClientLeft,
+            SessionEnded,
+        ]
+        (opened,) = site.events.of(SessionOpened)
+        assert (opened.namespace, opened.content, opened.size) == ("images", "image", len(data))
+        assert opened.total_blocks == -(-len(data) // opened.block_size)
+        assert opened.session_id == session.session_id
+        seconds = [event.seconds for event in site.events]
+        assert seconds == sorted(seconds)
+
+    @pytest.mark.parametrize("security", ["checksum", "none"])
+    @pytest.mark.parametrize("block_size", [1, 1385, 8785, 65_000])
+    async def test_any_block_size_in_any_security_arrives(self, security, block_size):
+        data = image(70_001 if block_size > 1 else 701)
+        async with serving(data, security=security, block_size=block_size) as site:
+            assert await site.receive(security=security) == data
+            assert site.session.block_size == block_size
+
+    async def test_eight_receivers_at_once_share_one_stream(self):
+        data = image(300_000)
+        async with serving(data, min_clients=8) as site, trio.open_nursery() as nursery:
+            receptions = [Reception(nursery, site.port) for _ in range(8)]
+            for reception in receptions:
+                await reception.ended.wait()
+                assert reception.error is None
+                assert reception.data == data
+            assert len(site.sessions) == 1
+            assert site.session.data_bytes < 1.5 * len(data)
+
+    async def test_who_comes_later_is_served_by_the_same_session(self):
+        data = image(30_000)
+        async with serving(data) as site:
+            for _ in range(3):
+                assert await site.receive() == data
+            assert len(site.events.of(SessionOpened)) == 1
+            assert site.session.completed == 3
+
+    async def test_a_namespace_can_be_added_while_open(self):
+        async with serving(b"first") as site:
+            with pytest.raises(RefusedError) as caught:
+                await site.receive("second", namespace="more")
+            assert caught.value.code == 3
+            site.server.add_namespace(MemoryNamespace({"second": b"second"}, "more"))
+            assert await site.receive("second", namespace="more") == b"second"
+            with pytest.raises(wdstransport.UsageError, match="'more'"):
+                site.server.add_namespace(MemoryNamespace({}, "more"))
+
+    async def test_two_contents_are_delivered_at_once_to_different_groups(self):
+        files = {"one": image(400_000, 1), "two": image(400_000, 2)}
+        async with serving(files, rate=2 * SLOW) as site, trio.open_nursery() as nursery:
+            receptions = {name: Reception(nursery, site.port, content=name) for name in files}
+            for reception in receptions.values():
+                await reception.sink.begun.wait()
+            assert len(site.sessions) == 2
+            opened = site.events.of(SessionOpened)
+            assert len({event.group[0] for event in opened}) == 2
+            assert len({event.session_id for event in opened}) == 2
+            for name, reception in receptions.items():
+                await reception.ended.wait()
+                assert reception.data == files[name]
+
+    async def test_two_servers_on_one_machine_do_not_get_in_each_others_way(self):
+        one, two = image(100_000, 1), image(100_000, 2)
+        async with serving(one) as first, serving(two) as second, trio.open_nursery() as nursery:
+            receptions = [Reception(nursery, site.port) for site in (first, second)]
+            for reception, data in zip(receptions, (one, two), strict=True):
+                await reception.ended.wait()
+                assert reception.data == data
+
+    async def test_statistics_show_who_is_there(self):
+        async with serving(image(200_000), rate=SLOW) as site, trio.open_nursery() as nursery:
+            reception = Reception(nursery, site.port)
+            await reception.sink.begun.wait()
+            shown = site.server.statistics()
+            (client,) = shown.sessions[0].clients
+            assert client.state == "master"
+            assert client.address[0] == HOST
+            assert shown.sessions[0].state == "sending"
+            assert shown.requests == 1
+            assert set(shown.features) == {"segmentation", "merging", "pacing"}
+            nursery.cancel_scope.cancel()
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("namespace", "content", "code"),
+        [
+            ("images", "gone", 2),
+            ("images", "", 2),
+            ("images", "../image", 2),
+            ("images", "/etc/passwd", 2),
+            ("images", "..\\image", 2),
+            ("other", "image", 3),
+            ("", "image", 3),
+            ("IMAGES", "image", 3),
+        ],
+    )
+    async def test_what_is_not_there_is_refused_with_its_code(self, tmp_path, namespace, content, code):
+        root = tmp_path / "root"
+        root.mkdir()
+        (root / "image").write_bytes(b"inside")
+        (tmp_path / "image").write_bytes(b"outside")
+        async with serving(DirectoryNamespace("images", root)) as site:
+            with pytest.raises(RefusedError) as caught:
+                await site.receive(content, namespace=namespace)
+            assert caught.value.code == code
+            assert repr(content) in str(caught.value)
+            (refused,) = site.events.of(RequestRefused)
+            assert (refused.namespace, refused.content, refused.code) == (namespace, content, code)
+            shown = site.server.statistics()
+            assert (shown.requests, shown.refused, shown.sessions) == (1, 1, ())
+
+    async def test_a_file_that_cannot_be_read_is_an_error_reply_and_a_warning(self, tmp_path):
+        class Broken(MemoryNamespace):
+            def open(self, content):
+                raise wdstransport.ContentError("the disk is failing")
+
+        async with serving(Broken({})) as site:
+            with pytest.raises(RefusedError) as caught:
+                await site.receive()
+            assert caught.value.code == 30
+            assert "disk is failing" in site.events.of(Warned)[-1].message
+
+
+class TestTheGate:
+    async def test_nothing_is_sent_before_enough_have_joined(self):
+        data = image(30_000)
+        async with serving(data, min_clients=3) as site, trio.open_nursery() as nursery:
+            receptions = [Reception(nursery, site.port) for _ in range(2)]
+            await site.events.wait(ClientJoined, 2)
+            await until(lambda: [each.state for each in site.session.clients].count("master") == 1)
+            assert site.session.state == "waiting"
+            assert site.events.of(SendingStarted) == []
+            receptions.append(Reception(nursery, site.port))
+            sending = await site.events.wait(SendingStarted)
+            assert sending.clients == 3
+            for reception in receptions:
+                await reception.ended.wait()
+                assert reception.data == data
+            assert site.session.data_bytes == len(data)
+
+    async def test_after_the_longest_wait_it_starts_with_who_is_there(self):
+        data = image(30_000)
+        async with serving(data, min_clients=30, max_wait=0.2) as site:
+            assert await site.receive() == data
+            assert site.events.of(SendingStarted)[0].clients == 1
+
+    async def test_one_who_leaves_before_the_gate_opens_does_not_count(self):
+        data = image(30_000)
+        async with serving(data, min_clients=2) as site, trio.open_nursery() as nursery:
+            leaver = Reception(nursery, site.port)
+            await site.events.wait(ClientJoined)
+            leaver.scope.cancel()
+            await site.events.wait(ClientLeft)
+            first = Reception(nursery, site.port)
+            await site.events.wait(ClientJoined, 2)
+            assert site.events.of(SendingStarted) == []
+            second = Reception(nursery, site.port)
+            for reception in (first, second):
+                await reception.ended.wait()
+                assert reception.data == data
+
+    async def test_who_comes_after_the_gate_has_opened_need_not_wait(self):
+        data = image(30_000)
+        async with serving(data, min_clients=2) as site, trio.open_nursery() as nursery:
+            for reception in [Reception(nursery, site.port) for _ in range(2)]:
+                await reception.ended.wait()
+            assert await site.receive() == data
+
+
+class TestGroupsAndPorts:
+    async def test_sessions_take_one_group_after_the_other_from_the_one_given(self):
+        files = {name: image(100) for name in "abc"}
+        async with serving(files, group="239.193.7.254") as site:
+            for name in files:
+                await site.receive(name)
+            groups = [event.group[0] for event in site.events.of(SessionOpened)]
+        assert groups == ["239.193.7.254", "239.193.7.255", "239.193.8.0"]
+
+    async def test_sessions_stay_within_their_ports_and_the_next_is_told_why_not(self):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind((HOST, 0))
+            port = probe.getsockname()[1]
+        files = {"a": image(100), "b": image(100)}
+        async with serving(files, session_ports=(port, port)) as site:
+            await site.receive("a")
+            assert site.session.state == "idle"
+            (opened,) = site.events.of(SessionOpened)
+            assert opened.address[1] == opened.group[1] == port
+            with pytest.raises(NobodyAnsweredError):
+                await site.receive("b", timeout=0.2)
+            assert "--session-ports" in site.events.of(Warned)[-1].message
+
+    async def test_when_there_are_too_many_sessions_the_oldest_idle_one_goes(self):
+        files = {name: image(1000) for name in "abc"}
+        async with serving(files, max_sessions=2) as site:
+            for name in "abc":
+                assert await site.receive(name) == files[name]
+                await site.events.wait(ClientLeft, "abc".index(name) + 1)
+            ended = await site.events.wait(SessionEnded)
+            assert ended.session_id == site.events.of(SessionOpened)[0].session_id
+            assert {session.content for session in site.sessions} == {"b", "c"}
+
+    async def test_a_session_in_use_does_not_go_and_the_newcomer_is_refused(self):
+        files = {"a": image(500_000), "b": image(1000)}
+        async with serving(files, max_sessions=1, rate=SLOW) as site, trio.open_nursery() as nursery:
+            busy = Reception(nursery, site.port, content="a")
+            await busy.sink.begun.wait()
+            with pytest.raises(RefusedError, match="too many") as caught:
+                await site.receive("b")
+            assert caught.value.code == 69
+            await busy.ended.wait()
+            assert busy.data == files["a"]
+            assert await site.receive("b") == files["b"]
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"security": "hash"},
+            {"min_clients": 0},
+            {"block_size": 0},
+            {"block_size": 70_000},
+            {"group": "192.0.2.1"},
+            {"session_ports": (5, 4)},
+        ],
+        ids=str,
+    )
+    def test_options_that_cannot_be_are_refused_at_once(self, options):
+        with pytest.raises(wdstransport.UsageError):
+            wdstransport.TransportServer([], **options)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"rate": 0},
+            {"rate": -1.0},
+            {"rate": float("nan")},
+            {"rate": float("inf")},
+            {"rate": 1e30},
+            {"ttl": -1},
+            {"ttl": 256},
+            {"port": -1},
+            {"port": 65_536},
+            {"max_wait": -1.0},
+            {"max_wait": float("nan")},
+            {"max_sessions": 0},
+        ],
+        ids=str,
+    )
+    @pytest.mark.xfail(
+        strict=True,
+        reason="server.py __init__ checks neither rate, ttl, port, max_wait nor max_sessions: some end the "
+        "server with a bare ValueError or OverflowError, others leave every request unanswered",
+    )
+    def test_these_options_cannot_be_either(self, options):
+        with pytest.raises(wdstransport.UsageError):
+            wdstransport.TransportServer([], **options)
+
+
+class TestChangedContent:
+    async def test_a_file_that_changes_ends_its_session_and_clients_are_told(self, tmp_path):
+        path = tmp_path / "image"
+        path.write_bytes(image(3_000_000))
+        async with (
+            serving(DirectoryNamespace("images", tmp_path), rate=SLOW) as site,
+            trio.open_nursery() as nursery,
+        ):
+            receptions = [Reception(nursery, site.port) for _ in range(2)]
+            for reception in receptions:
+                await reception.sink.begun.wait()
+            with path.open("r+b") as file:
+                file.write(b"changed")
+            for reception in receptions:
+                await reception.ended.wait()
+                assert isinstance(reception.error, RemovedError)
+                assert not reception.sink.finished
+            ended = await site.events.wait(SessionEnded)
+            assert ended.reason == "error"
+            assert "'image' changed" in ended.error
+            assert {event.reason for event in site.events.of(ClientLeft)} == {"kicked"}
+
+    async def test_a_request_for_a_changed_file_opens_a_new_session_with_the_new_bytes(self, tmp_path):
+        path = tmp_path / "image"
+        path.write_bytes(image(10_000, 1))
+        async with serving(DirectoryNamespace("images", tmp_path)) as site:
+            assert await site.receive() == image(10_000, 1)
+            replacement = tmp_path / "new"
+            replacement.write_bytes(image(20_000, 2))
+            os.replace(replacement, path)
+            assert await site.receive() == image(20_000, 2)
+            first, second = site.events.of(SessionOpened)
+            assert first.session_id != second.session_id
+            assert (await site.events.wait(SessionEnded)).session_id == first.session_id
+
+    async def test_a_file_that_was_deleted_is_gone_for_the_next_who_asks(self, tmp_path):
+        path = tmp_path / "image"
+        path.write_bytes(image(10_000))
+        async with serving(DirectoryNamespace("images", tmp_path)) as site:
+            await site.receive()
+            path.unlink()
+            with pytest.raises(RefusedError) as caught:
+                await site.receive()
+            assert caught.value.code == 2
+
+    async def test_other_sessions_take_no_notice(self, tmp_path):
+        (tmp_path / "image").write_bytes(image(500_000))
+        (tmp_path / "other").write_bytes(image(400_000, 2))
+        async with (
+            serving(DirectoryNamespace("images", tmp_path), rate=SLOW) as site,
+            trio.open_nursery() as nursery,
+        ):
+            victim = Reception(nursery, site.port)
+            other = Reception(nursery, site.port, content="other")
+            for reception in (victim, other):
+                await reception.sink.begun.wait()
+            (tmp_path / "image").write_bytes(b"")
+            await victim.ended.wait()
+            assert victim.error is not None
+            await other.ended.wait()
+            assert other.data == image(400_000, 2)
+
+
+class TestKickAndDemote:
+    @pytest.mark.parametrize("reason", list(wdstransport.KickReason))
+    async def test_a_kicked_client_is_told_why_and_the_others_go_on(self, reason):
+        data = image(300_000)
+        async with serving(data, rate=SLOW) as site, trio.open_nursery() as nursery:
+            victim = Reception(nursery, site.port)
+            joined = await site.events.wait(ClientJoined)
+            other = Reception(nursery, site.port)
+            for reception in (victim, other):
+                await reception.sink.begun.wait()
+            site.server.kick(joined.session_id, joined.client_id, reason)
+            await victim.ended.wait()
+            assert isinstance(victim.error, RemovedError)
+            assert victim.error.reason == reason
+            left = await site.events.wait(ClientLeft, client_id=joined.client_id)
+            assert left.reason == "kicked"
+            await other.ended.wait()
+            assert other.data == data
+
+    async def test_whom_it_does_not_have_it_cannot_kick(self):
+        async with serving(image(100_000), rate=SLOW) as site, trio.open_nursery() as nursery:
+            reception = Reception(nursery, site.port)
+            joined = await site.events.wait(ClientJoined)
+            with pytest.raises(wdstransport.UsageError, match="session"):
+                site.server.kick(joined.session_id ^ 1, joined.client_id)
+            with pytest.raises(wdstransport.UsageError, match="client"):
+                site.server.kick(joined.session_id, joined.client_id ^ 1)
+            await reception.ended.wait()
+            assert reception.error is None
+
+    async def test_a_demoted_client_follows_to_a_slower_session_and_finishes_there(self):
+        data = image(300_000)
+        async with serving(data, rate=SLOW) as site, trio.open_nursery() as nursery:
+            follower = Reception(nursery, site.port)
+            joined = await site.events.wait(ClientJoined)
+            stays = Reception(nursery, site.port)
+            for reception in (follower, stays):
+                await reception.sink.begun.wait()
+            lower = await site.server.demote(joined.session_id, joined.client_id)
+            assert lower != joined.session_id
+            left = await site.events.wait(ClientLeft, client_id=joined.client_id)
+            assert left.reason == "demoted"
+            again = await site.events.wait(ClientJoined, session_id=lower)
+            assert again.name == joined.name
+            for reception in (follower, stays):
+                await reception.ended.wait()
+                assert reception.error is None
+                assert reception.data == data
+            done = await site.events.wait(ClientLeft, session_id=lower)
+            assert done.reason == "complete"
+            sent = {session.session_id: session.data_bytes for session in site.sessions}
+            # What came before the demotion was not sent again.
+            assert 0 < sent[lower] < len(data)
+            assert sent[joined.session_id] <= 1.2 * len(data)
+
+    async def test_there_is_nothing_slower_than_the_slower_session(self):
+        async with serving(image(300_000), rate=SLOW) as site, trio.open_nursery() as nursery:
+            reception = Reception(nursery, site.port)
+            joined = await site.events.wait(ClientJoined)
+            await reception.sink.begun.wait()
+            lower = await site.server.demote(joined.session_id, joined.client_id, 2 * SLOW)
+            again = await site.events.wait(ClientJoined, session_id=lower)
+            with pytest.raises(wdstransport.UsageError, match="slowest"):
+                await site.server.demote(lower, again.client_id)
+            await reception.ended.wait()
+            assert reception.error is None
+
+    async def test_a_second_demotion_leads_to_the_same_slower_session(self):
+        data = image(300_000)
+        async with serving(data, rate=SLOW) as site, trio.open_nursery() as nursery:
+            receptions = [Reception(nursery, site.port) for _ in range(2)]
+            await site.events.wait(ClientJoined, 2)
+            for reception in receptions:
+                await reception.sink.begun.wait()
+            joined = site.events.of(ClientJoined)
+            lower = {
+                await site.server.demote(event.session_id, event.client_id, 2 * SLOW) for event in joined
+            }
+            assert len(lower) == 1
+            for reception in receptions:
+                await reception.ended.wait()
+                assert reception.data == data
+
+    async def test_who_cannot_be_demoted_is_not(self):
+        async with serving(image(100_000), rate=SLOW) as site:
+            client = Client()
+            await client.ask(site.port)
+            await client.join(demotable=False)
+            await client.confirm()
+            joined = await site.events.wait(ClientJoined)
+            with pytest.raises(wdstransport.UsageError, match="kick it"):
+                await site.server.demote(joined.session_id, joined.client_id)
+            client.close()
+
+    async def test_demoting_whom_it_does_not_have_is_a_usage_error(self):
+        async with serving(image(100)) as site:
+            with pytest.raises(wdstransport.UsageError):
+                await site.server.demote(1, 2)
+            await site.receive()
+            with pytest.raises(wdstransport.UsageError):
+                await site.server.demote(site.session.session_id, 2)
+
+
+class TestClosing:
+    async def test_clients_in_the_middle_are_told_with_kick(self):
+        async with trio.open_nursery() as nursery:
+            async with serving(image(3_000_000), rate=SLOW) as site:
+                receptions = [Reception(nursery, site.port) for _ in range(3)]
+                for reception in receptions:
+                    await reception.sink.begun.wait()
+                await site.server.close()
+                for reception in receptions:
+                    await reception.ended.wait()
+                    assert isinstance(reception.error, RemovedError)
+                    assert reception.error.reason == wdstransport.KickReason.FAIL
+                    assert reception.sink.abandoned
+            assert site.events.of(ClientLeft) == []
+            assert [event.reason for event in site.events.of(SessionEnded)] == ["closed"]
+
+    async def test_waiting_for_completions_counts_who_left_with_everything(self):
+        async with serving(image(1000)) as site, trio.open_nursery() as nursery:
+            done = trio.Event()
+
+            async def wait():
+                await site.server.wait_completed(2)
+                done.set()
+
+            nursery.start_soon(wait)
+            await site.receive()
+            await site.events.wait(ClientLeft)
+            assert not done.is_set()
+            await site.receive()
+            await done.wait()
+
+    async def test_content_of_no_bytes_counts_once_for_each_who_asks(self):
+        async with serving(b"") as site:
+            assert await site.receive() == b""
+            assert site.server.statistics().completed == 1
+            assert await site.receive() == b""
+            assert site.server.statistics().completed == 2
+
+    @pytest.mark.xfail(
+        strict=True,
+        reason="serving.py offer(): content of no bytes counts as complete for every request, so a client "
+        "whose answer was lost, or that was slow, counts once for each time it asked",
+    )
+    async def test_content_of_no_bytes_counts_once_for_one_who_asks_twice(self):
+        async with serving(b"") as site:
+            client = Client()
+            await client.ask(site.port)
+            await client.ask(site.port)
+            client.close()
+            assert site.server.statistics().completed == 1
+
+
+class TestFloods:
+    async def test_a_flood_of_requests_does_not_disturb_a_transfer(self):
+        data = image(300_000)
+        async with serving(data, rate=SLOW) as site, trio.open_nursery() as nursery:
+            reception = Reception(nursery, site.port)
+            await reception.sink.begun.wait()
+            flood = encode(Request("images", "gone", bytes(6)))
+            attackers = [Client(host=f"127.0.1.{number}") for number in range(1, 50)]
+            for _ in range(20):
+                for attacker in attackers:
+                    attacker.raw.sendto(flood, (HOST, site.port))
+                await trio.lowlevel.checkpoint()
+            await reception.ended.wait()
+            assert reception.data == data
+            assert len(site.sessions) == 1
+            for attacker in attackers:
+                attacker.close()
+
+    async def test_one_host_that_asks_all_the_time_is_not_answered_all_the_time(self):
+        async with serving(image(1000)) as site:
+            attacker = Client(host="127.0.1.1")
+            for _ in range(500):
+                attacker.raw.sendto(encode(Request("images", "gone", bytes(6))), (HOST, site.port))
+            shown = await until(
+                lambda: (
+                    site.server.statistics().requests
+                    + site.server.statistics().dropped.get("too_many_requests", 0)
+                    == 500
+                    and site.server.statistics()
+                )
+            )
+            assert shown.dropped["too_many_requests"] > 300
+            assert await site.receive() == image(1000)
+            attacker.close()
+
+    async def test_requests_for_many_contents_open_a_bounded_number_of_sessions(self):
+        files = {str(number): image(100) for number in range(30)}
+        async with serving(files, max_sessions=5) as site:
+            attacker = Client()
+            for name in files:
+                await attacker.ask(site.port, name)
+                assert len(site.sessions) <= 5
+            attacker.close()
+            await until(lambda: len(site.events.of(SessionEnded)) == 25)
+            assert threading.active_count() < 40
+
+    async def test_joins_that_nobody_confirms_do_not_disturb_a_transfer(self):
+        data = image(300_000)
+        async with serving(data, rate=SLOW) as site, trio.open_nursery() as nursery:
+            reception = Reception(nursery, site.port)
+            await reception.sink.begun.wait()
+            attackers = [Client() for _ in range(100)]
+            await attackers[0].ask(site.port)
+            join = attackers[0].seal(Join("FLOOD", socket.inet_aton(HOST), bytes(6)))
+            for attacker in attackers:
+                attacker.raw.sendto(join, attackers[0].server)
+            late = Reception(nursery, site.port)
+            for each in (reception, late):
+                await each.ended.wait()
+                assert each.data == data
+            assert {event.name for event in site.events.of(ClientJoined)}.isdisjoint({"FLOOD"})
+            for attacker in attackers:
+                attacker.close()
+
+    async def test_garbage_to_both_ports_is_counted(self):
+        async with serving(image(1000)) as site:
+            attacker = Client()
+            await attacker.ask(site.port)
+            for datagram in (b"", b"x", bytes(1000), os.urandom(5000)):
+                attacker.raw.sendto(datagram, (HOST, site.port))
+                attacker.raw.sendto(datagram, attacker.server)
+            await until(lambda: sum(site.server.statistics().dropped.values()) == 4)
+            # An empty datagram says nothing that could be wrong: the reader passes it over.
+            await until(lambda: sum(site.session.dropped.values()) == 3)
+            assert await site.receive() == image(1000)
+            attacker.close()
+
+    @pytest.mark.xfail(
+        strict=True,
+        reason="server_driver.py _send(): repairs go before data without a share of their own, so one member "
+        "that asks for everything each millisecond takes the whole rate: 27 x the image in repairs, and "
+        "after 45 s the others had a sixth of what takes 2 s otherwise",
+    )
+    async def test_a_member_that_wants_everything_again_all_the_time_leaves_the_others_a_share(self):
+        data = image(1_500_000)
+        async with serving(data, rate=4_000_000.0) as site, trio.open_nursery() as nursery:
+            attacker = Client()
+            await attacker.enter(site.port)
+            player = Player(attacker)
+            nursery.start_soon(player.run)
+            everything = attacker.seal(Nack(attacker.client_id, 1, 10**16, ((1, 2**64 - 1),)))
+
+            async def attack():
+                while True:
+                    attacker.raw.sendto(everything, attacker.server)
+                    with trio.move_on_after(0.001):
+                        await trio.sleep_forever()
+
+            await site.events.wait(SendingStarted)
+            nursery.start_soon(attack)
+            reception = Reception(nursery, site.port)
+            await until(
+                lambda: reception.result or site.session.repair_bytes + site.session.data_bytes > 6_000_000
+            )
+            sent = site.session
+            nursery.cancel_scope.cancel()
+        player.close()
+        assert reception.result or sent.data_bytes * 4 > sent.repair_bytes
+
+
+async def test_a_peer_that_leaves_as_complete_without_anything_is_believed_and_harms_nobody():
+    data = image(200_000)
+    async with serving(data, rate=SLOW) as site, trio.open_nursery() as nursery:
+        reception = Reception(nursery, site.port)
+        await reception.sink.begun.wait()
+        client = Client()
+        await client.enter(site.port)
+        await site.events.wait(ClientJoined, 2)
+        player = Player(client)
+        await player.leave(LeaveReason.COMPLETE)
+        await reception.ended.wait()
+        assert reception.data == data
+        player.close()
+
+
+async def test_an_independent_request_gets_the_protocols_error_reply():
+    async with serving(b"x") as site:
+        client = Client()
+        assert await client.ask(site.port, "gone") == ErrorReply(2)
+        assert await client.ask(site.port, "image", "gone") == ErrorReply(3)
+        client.close()
+
+
+async def test_a_server_can_run_in_a_nursery_of_the_callers(nursery):
+    data = image(5000)
+    server = wdstransport.TransportServer([MemoryNamespace({"image": data})], interface=HOST, port=0)
+    with trio.fail_after(PATIENCE):
+        await server.open(nursery)
+        sink = Sink()
+        await receive(server.port, sink)
+        assert bytes(sink.data) == data
+        await server.close()
