@@ -309,11 +309,6 @@ class TestGroupsAndPorts:
         ],
         ids=str,
     )
-    @pytest.mark.xfail(
-        strict=True,
-        reason="server.py __init__ checks neither rate, ttl, port, max_wait nor max_sessions: some end the "
-        "server with a bare ValueError or OverflowError, others leave every request unanswered",
-    )
     def test_these_options_cannot_be_either(self, options):
         with pytest.raises(wdstransport.UsageError):
             wdstransport.TransportServer([], **options)
@@ -322,9 +317,9 @@ class TestGroupsAndPorts:
 class TestChangedContent:
     async def test_a_file_that_changes_ends_its_session_and_clients_are_told(self, tmp_path):
         path = tmp_path / "image"
-        path.write_bytes(image(3_000_000))
+        path.write_bytes(image(6_000_000))  # more than is read ahead
         async with (
-            serving(DirectoryNamespace("images", tmp_path), rate=SLOW) as site,
+            serving(DirectoryNamespace("images", tmp_path), rate=5 * SLOW) as site,
             trio.open_nursery() as nursery,
         ):
             receptions = [Reception(nursery, site.port) for _ in range(2)]
@@ -365,10 +360,10 @@ class TestChangedContent:
             assert caught.value.code == 2
 
     async def test_other_sessions_take_no_notice(self, tmp_path):
-        (tmp_path / "image").write_bytes(image(500_000))
-        (tmp_path / "other").write_bytes(image(400_000, 2))
+        (tmp_path / "image").write_bytes(image(6_000_000))
+        (tmp_path / "other").write_bytes(image(1_000_000, 2))
         async with (
-            serving(DirectoryNamespace("images", tmp_path), rate=SLOW) as site,
+            serving(DirectoryNamespace("images", tmp_path), rate=5 * SLOW) as site,
             trio.open_nursery() as nursery,
         ):
             victim = Reception(nursery, site.port)
@@ -379,7 +374,7 @@ class TestChangedContent:
             await victim.ended.wait()
             assert victim.error is not None
             await other.ended.wait()
-            assert other.data == image(400_000, 2)
+            assert other.data == image(1_000_000, 2)
 
 
 class TestKickAndDemote:
@@ -523,11 +518,6 @@ class TestClosing:
             assert await site.receive() == b""
             assert site.server.statistics().completed == 2
 
-    @pytest.mark.xfail(
-        strict=True,
-        reason="serving.py offer(): content of no bytes counts as complete for every request, so a client "
-        "whose answer was lost, or that was slow, counts once for each time it asked",
-    )
     async def test_content_of_no_bytes_counts_once_for_one_who_asks_twice(self):
         async with serving(b"") as site:
             client = Client()
@@ -558,17 +548,17 @@ class TestFloods:
     async def test_one_host_that_asks_all_the_time_is_not_answered_all_the_time(self):
         async with serving(image(1000)) as site:
             attacker = Client(host="127.0.1.1")
-            for _ in range(500):
+            for _ in range(150):
                 attacker.raw.sendto(encode(Request("images", "gone", bytes(6))), (HOST, site.port))
             shown = await until(
                 lambda: (
                     site.server.statistics().requests
                     + site.server.statistics().dropped.get("too_many_requests", 0)
-                    == 500
+                    == 150
                     and site.server.statistics()
                 )
             )
-            assert shown.dropped["too_many_requests"] > 300
+            assert shown.dropped["too_many_requests"] > 50
             assert await site.receive() == image(1000)
             attacker.close()
 
@@ -614,12 +604,6 @@ class TestFloods:
             assert await site.receive() == image(1000)
             attacker.close()
 
-    @pytest.mark.xfail(
-        strict=True,
-        reason="server_driver.py _send(): repairs go before data without a share of their own, so one member "
-        "that asks for everything each millisecond takes the whole rate: 27 x the image in repairs, and "
-        "after 45 s the others had a sixth of what takes 2 s otherwise",
-    )
     async def test_a_member_that_wants_everything_again_all_the_time_leaves_the_others_a_share(self):
         data = image(1_500_000)
         async with serving(data, rate=4_000_000.0) as site, trio.open_nursery() as nursery:

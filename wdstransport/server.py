@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from wdstransport.net.initiation import InitiationListener
 from wdstransport.net.interfaces import Endpoint, Interface, family_of, find_interface
 from wdstransport.net.places import SessionPlaces
 from wdstransport.net.served_client import ClientCallback, ClientRecords, ServedClient
-from wdstransport.net.serving import SessionSettings
+from wdstransport.net.serving import SessionSettings, check_rate
 from wdstransport.net.session_table import SessionTable
 from wdstransport.net.waiting import open_tasks
 from wdstransport.observe.events import RequestRefused, ServerEvent, ServerListening, Warned
@@ -96,6 +97,15 @@ class TransportServer:
             raise UsageError(f"at least 1 client, not {min_clients}")
         if block_size is not None and not 1 <= block_size <= 65_000:
             raise UsageError(f"a block has 1 to 65,000 bytes, not {block_size}")
+        if not 0 <= port <= 65535:
+            raise UsageError(f"a UDP port is 0 (any) to 65535, not {port}")
+        if not 0 <= ttl <= 255:
+            raise UsageError(f"a TTL is 0 to 255, not {ttl}")
+        if max_wait is not None and not 0 <= max_wait < math.inf:
+            raise UsageError(f"a wait is 0 seconds or more, not {max_wait}")
+        if max_sessions < 1:
+            raise UsageError(f"at least 1 session, not {max_sessions}")
+        check_rate(rate)
         self._namespaces: dict[str, Namespace] = {}
         self._interface_name = interface
         self._port = port
@@ -287,7 +297,7 @@ class TransportServer:
         except TransportError as error:
             self._warn(f"request of {source[0]} for {request.content!r} not answered: {error}")
             return None
-        return served.offer()
+        return served.offer(source)
 
     def _refuse(self, request: Request, source: Endpoint, code: int) -> ErrorReply:
         self._refused += 1

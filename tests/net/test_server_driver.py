@@ -381,12 +381,6 @@ class TestAttackers:
         await until(lambda: player.complete)
         assert player.data == test.data
 
-    @pytest.mark.xfail(
-        strict=True,
-        reason="wire/options.py: OptionsCount is not bounded, and 14,000 options cost 0.3 s of the one "
-        "thread; server_driver.py reads 64 datagrams a turn, so that 20 such JOINs a second, of any stranger "
-        "(1.1 MB/s), freeze every session of the process",
-    )
     async def test_a_join_with_thousands_of_options_is_not_worth_reading(self, start):
         test = start()
         attacker = test.client()

@@ -164,12 +164,6 @@ class TestOpening:
             site.open()
 
     @pytest.mark.parametrize("rate", [0, -1.0, float("nan"), float("inf"), 1e30])
-    @pytest.mark.xfail(
-        strict=True,
-        reason="server.py __init__ takes any rate, and serving.py open_session() fails for every request: "
-        "nan, inf and 1e30 with ValueError, OverflowError and struct.error from set_kernel_pacing(), which "
-        "end the whole server; 0 and -1 with a UsageError after socket and group were taken: both leak",
-    )
     async def test_a_rate_that_cannot_be_takes_nothing(self, rate):
         site = Site(rate=rate)
         with _no_socket_leaks(), pytest.raises(UsageError):

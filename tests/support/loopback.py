@@ -30,6 +30,9 @@ class Events(list):
         super().__init__()
         self._changed = trio.Event()
 
+    def __bool__(self):
+        return True  # an empty one is still somebody to tell
+
     def __call__(self, event):
         self.append(event)
         self.touch()

@@ -73,6 +73,7 @@ class ServerDriver:
         self._unsent: tuple[bytes | memoryview, int, Address] | None = None
         self._control: list[tuple[bytes, Address | None]] = []
         self._repair: RepairSet | None = None
+        self._repaired_last = False
         self._closing_at = math.inf
 
     def wake(self) -> None:
@@ -195,8 +196,13 @@ class ServerDriver:
         for _ in range(_SENDS_A_TURN):
             if self._pacer.ready_at(now) > now:
                 return sent
-            if not (self._send_repairs(ahead, now) or self._send_data(ahead, now)):
+            # Repairs go first, but never twice before data: a member that wants everything again all the
+            # time leaves the others half of the rate.
+            repaired = not self._repaired_last and self._send_repairs(ahead, now)
+            if not repaired and not self._send_data(ahead, now) and not self._send_repairs(ahead, now):
+                self._repaired_last = False
                 return sent
+            self._repaired_last = repaired
             sent = True
             if self._unsent is not None:
                 return False

@@ -36,7 +36,11 @@ from wdstransport.wire.initiation import Reply, total_blocks
 from wdstransport.wire.security import SecurityMode, make_security
 from wdstransport.wire.transport import FW_LEAD_OPTION_LEN, KickReason, data_overhead
 
-__all__ = ["ServedSession", "SessionSettings", "open_session"]
+__all__ = ["ServedSession", "SessionSettings", "check_rate", "open_session"]
+
+
+_FASTEST = 1e12
+_ASKERS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +88,7 @@ class ServedSession:
         self.group: Endpoint = (group, opened.address[1])
         self.warnings = opened.warnings
         self.ended = trio.Event()
+        self._askers: set[Endpoint] = set()
         self._places = places
         self._start = start
         self._clients = clients
@@ -95,12 +100,16 @@ class ServedSession:
         self._samples: deque[tuple[float, int]] = deque(maxlen=8)
         self.driver: ServerDriver
 
-    def offer(self) -> Reply:
-        """The reply to a request for this content (MS-WDSMSI 2.2.2.2)."""
+    def offer(self, asker: Endpoint | None = None) -> Reply:
+        """The reply to a request of `asker` for this content (MS-WDSMSI 2.2.2.2)."""
         session = self.driver.session
         size = self.driver.source.size
-        if not size:
-            self._completed()  # content of no bytes is whole without joining (deviation 46)
+        if not size and asker is not None and asker not in self._askers:
+            # Content of no bytes is whole without joining (deviation 46), once for each who asks.
+            if len(self._askers) >= _ASKERS:
+                self._askers.clear()
+            self._askers.add(asker)
+            self._completed()
         return Reply(
             multicast_address=_packed(self.group[0]),
             server_address=_packed(self.address[0]),
@@ -273,6 +282,16 @@ def _client(record: ClientRecord, state: str, now: float) -> ClientStatistics:
     )
 
 
+def check_rate(rate: float | None) -> None:
+    """Refuse a rate that cannot be; bytes per second, None for unlimited.
+
+    Raises:
+        UsageError: it is not positive, or beyond any network.
+    """
+    if rate is not None and not 0 < rate <= _FASTEST:
+        raise UsageError(f"a rate is more than 0 and at most {_FASTEST:.0e} bytes per second, not {rate}")
+
+
 def open_session(
     source: Source,
     *,
@@ -294,6 +313,7 @@ def open_session(
         UsageError: a block size that no datagram can hold.
         TransportError: no port or group is free, or the interface cannot do it.
     """
+    check_rate(settings.rate)
     family = family_of(place.address)
     security = make_security(settings.security)
     overhead = data_overhead(security) + FW_LEAD_OPTION_LEN

@@ -215,7 +215,10 @@ class ServerTransport:
         if record is None:
             return DropReason.UNKNOWN_CLIENT
         if record.client_id in self.clients.pending:
-            if packet.qcc_seq_no or len(self.clients.active) >= self.parameters.max_clients:
+            # An answer to QCC confirms as well: the first QCRs may all have been lost (deviation 56).
+            if packet.qcc_seq_no not in (0, self._next_qcc_seq_no - 1):
+                return DropReason.STALE
+            if len(self.clients.active) >= self.parameters.max_clients:
                 return DropReason.STATE
             self.clients.activate(record)
             record.joined_at = now

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from construct import Construct, ExprAdapter, Int16ub, PrefixedArray, Struct
+from construct import Construct, ExprAdapter, ExprValidator, Int16ub, PrefixedArray, Struct
 
 from wdstransport.wire.fields import BYTES_16, RuleError
 from wdstransport.wire.reasons import DropReason
@@ -62,8 +62,14 @@ class Option:
     value: bytes
 
 
+MAX_OPTIONS = 64
+"""Ten times what the document knows: a stranger's datagram of 14,000 options is not worth reading."""
+
 OPTIONS: Construct = ExprAdapter(
-    PrefixedArray(Int16ub, Struct("option_id" / Int16ub, "value" / BYTES_16)),
+    PrefixedArray(
+        ExprValidator(Int16ub, lambda count, context: count <= MAX_OPTIONS),
+        Struct("option_id" / Int16ub, "value" / BYTES_16),
+    ),
     decoder=lambda found, context: tuple(Option(each.option_id, each.value) for each in found),
     encoder=lambda options, context: [{"option_id": o.option_id, "value": o.value} for o in options],
 )
