@@ -77,4 +77,4 @@ async def receive(
         drop_share=drop_share,
         drop_seed=drop_seed,
     )
-    return await Reception(settings, on_event or (lambda event: None)).run()
+    return await Reception(settings, on_event if on_event is not None else (lambda event: None)).run()

@@ -109,7 +109,7 @@ class TransportServer:
         self._namespaces: dict[str, Namespace] = {}
         self._interface_name = interface
         self._port = port
-        self._tell = on_event or (lambda event: None)
+        self._tell = on_event if on_event is not None else (lambda event: None)
         self._settings = SessionSettings(
             security=MODES[security],
             block_size=block_size,

@@ -19,7 +19,6 @@ from wdstransport.protocol.events import ClientActive, ClientGone, Gone, Sending
 from wdstransport.protocol.parameters import ServerParameters
 from wdstransport.protocol.server_session import ServerSession
 from wdstransport.wire.initiation import Reply
-from wdstransport.wire.options import Option
 from wdstransport.wire.security import SecurityMode, make_security
 from wdstransport.wire.transport import (
     Ack,
@@ -380,16 +379,6 @@ class TestAttackers:
                 await attacker.client.say(everything)
         await until(lambda: player.complete)
         assert player.data == test.data
-
-    async def test_a_join_with_thousands_of_options_is_not_worth_reading(self, start):
-        test = start()
-        attacker = test.client()
-        options = tuple(Option(0x7000 + number, b"") for number in range(14_000))
-        await attacker.say(Join("X", socket.inet_aton(HOST), bytes(6), options))
-        await attacker.say(Spm(1, 1, 1, 1, 1, 1, 1))
-        await until(lambda: test.session.dropped["state"])
-        attacker.close()
-        assert sum(test.session.dropped.values()) == 2
 
     async def test_a_member_that_acknowledges_what_was_never_sent_is_not_believed(self, start, nursery):
         test = start()

@@ -243,11 +243,19 @@ def test_first_qcr_measures_the_round_trip(server):
     assert record.last_update == record.joined_at == T + 0.040
 
 
-def test_pending_client_is_confirmed_by_a_qcr_without_number_only(server):
+def test_pending_client_is_not_confirmed_by_a_qcr_to_a_qcc_that_was_never_sent(server):
     client = server.join(1, T)
-    assert server.qcr(client, T, seq=1) is DropReason.STATE
+    assert server.qcr(client, T, seq=1) is DropReason.STALE
     assert client in server.clients.pending
     assert server.qcr(client, T, seq=0) is None
+    assert client in server.clients.active
+
+
+def test_pending_client_is_confirmed_by_its_answer_to_a_qcc(server):
+    server.data_state(1)
+    client = server.join(2, T + 1)
+    server.transport._out_state_qcc_timer(T + 1)
+    assert server.qcr(client, T + 1, seq=server.transport._next_qcc_seq_no - 1) is None
     assert client in server.clients.active
 
 

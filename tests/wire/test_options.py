@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from wdstransport.wire import options as wire
 from wdstransport.wire.fields import RuleError, build, parse
-from wdstransport.wire.options import OPTIONS, Option, OptionId, check_options
+from wdstransport.wire.options import MAX_OPTIONS, OPTIONS, Option, OptionId, check_options
 from wdstransport.wire.reasons import DropReason, WireError
+from wdstransport.wire.security import NoSecurity
+from wdstransport.wire.transport import Join, decode, encode
 
 any_option = st.builds(Option, st.integers(0, 0xFFFF), st.binary(max_size=40))
 
@@ -101,3 +103,18 @@ def test_known_option_twice_is_refused(option_id):
 
 def test_unknown_options_may_repeat_and_carry_anything():
     check_options([Option(9, b""), Option(9, bytes(300))])
+
+
+@pytest.mark.parametrize(
+    ("count", "readable"), [(MAX_OPTIONS, True), (MAX_OPTIONS + 1, False), (14_000, False)]
+)
+def test_options_by_the_thousand_are_not_worth_reading(count, readable):
+    join = encode(Join("pc", bytes(4), bytes(6)), session_id=1, sender_time=1, security=NoSecurity())
+    options = b"".join((0x7000 + number).to_bytes(2, "big") + b"\0\0" for number in range(count))
+    datagram = join[:-2] + count.to_bytes(2, "big") + options
+    if readable:
+        _, packet = decode(datagram, session_id=1, security=NoSecurity())
+        assert len(packet.options) == count
+    else:
+        with pytest.raises(WireError):
+            decode(datagram, session_id=1, security=NoSecurity())

@@ -159,10 +159,7 @@ class Reception:
             else:
                 await self._complete(sink)  # content of no bytes (deviation 46)
         except BaseException as error:
-            if self._driver is not None and self._driver.received:
-                self.kept = sink.abandon()
-            else:
-                sink.discard()  # nothing arrived: a file of the image's size with nothing in it helps nobody
+            self.kept = sink.abandon()
             if self.kept is not None and isinstance(error, TransportError):
                 error.add_note(f"What arrived is kept in {self.kept}.")
             raise
