@@ -89,6 +89,19 @@ def _peak(cell: Cell, program: str) -> str:
     return f"{_number(sender, '{:.0f}')} / {_number(receiver, '{:.0f}')}"
 
 
+def _name(outcome: Outcome) -> str:
+    return f"{_percent(outcome.loss)}, N = {outcome.receivers}, run {outcome.run}, {outcome.program}"
+
+
+def _arrived(outcome: Outcome) -> list[float]:
+    """Share of what was sent that came, receiver by receiver; the ceiling tells."""
+    return outcome.details.get("arrived") or [1.0]
+
+
+def _is_swamped(outcome: Outcome) -> bool:
+    return min(_arrived(outcome)) < 0.9 * (1 - outcome.loss)
+
+
 def _percent(share: float) -> str:
     return f"{share * 100:g} %"
 
@@ -128,13 +141,20 @@ def markdown(
     ]
     if plot_name:
         lines += ["", f"![The same as a plot]({plot_name})"]
-    problems = [
-        f"- {_percent(o.loss)}, N = {o.receivers}, run {o.run}, {o.program}: {o.problem}"
-        for o in outcomes
-        if o.problem
-    ]
+    problems = [f"- {_name(outcome)}: {outcome.problem}" for outcome in outcomes if outcome.problem]
     if problems:
         lines += ["", "## Runs that do not count", "", *problems]
+    swamped = [outcome for outcome in outcomes if _is_swamped(outcome)]
+    if swamped:
+        lines += [
+            "",
+            "## Where the ceiling is none",
+            "",
+            "Its receivers were too slow for its sender, which waits for nobody, and lost what did not fit "
+            "their buffers. What they got in the end says little about what the machine carries.",
+            "",
+            *(f"- {_name(outcome)}: {min(_arrived(outcome)):.0%} arrived" for outcome in swamped),
+        ]
     return "\n".join(lines) + "\n"
 
 

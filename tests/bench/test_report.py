@@ -133,6 +133,12 @@ def test_problems_are_listed_and_leave_a_gap_in_the_table():
     assert "- 0 %, N = 2, run 1, udpcast: 1 of 2 copies broken" in text
 
 
+@pytest.mark.parametrize(("arrived", "told"), [([0.99, 0.985], False), ([0.99, 0.5], True)])
+def test_ceiling_that_lost_far_more_than_the_network_is_told(arrived, told):
+    text = markdown([outcome("ceiling", 1e8, loss=0.01, details={"arrived": arrived})])
+    assert ("- 1 %, N = 2, run 1, ceiling: 50% arrived" in text) is told
+
+
 def test_plot_is_a_picture(tmp_path):
     pytest.importorskip("matplotlib", reason="the plot needs matplotlib: pip install '.[bench]'")
     outcomes = [
