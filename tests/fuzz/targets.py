@@ -15,7 +15,8 @@ from wdstransport.protocol.parameters import ClientParameters, ServerParameters
 from wdstransport.protocol.server_session import ServerSession
 from wdstransport.protocol.server_transport import DemoteTarget
 from wdstransport.wire import application, initiation, keys, transport
-from wdstransport.wire.batch import Batch, SlotBuffer, decode_ack, parse_data
+from wdstransport.wire.answers import decode_answer
+from wdstransport.wire.batch import Batch, SlotBuffer, parse_data
 from wdstransport.wire.security import ChecksumSecurity, HashSecurity, NoSecurity
 from wdstransport.wire.transport import KickReason, OpCode, WireError
 
@@ -147,8 +148,10 @@ def wire_batch(data: bytes) -> None:
         assert int(records.client_id[place]) == packet.client_id
         assert int(records.sender_time[place]) == header.sender_time
     for datagram in batch.datagrams():
-        ack = decode_ack(datagram, session_id=SESSION, security=security)
-        assert ack is None or transport.decode(datagram, session_id=SESSION, security=security)[1] == ack
+        answer = decode_answer(datagram, session_id=SESSION, security=security)
+        if answer is not None:
+            header, packet = transport.decode(datagram, session_id=SESSION, security=security)
+            assert answer == (header.sender_time, packet)
 
 
 def _options(reader: Reader) -> bytes:

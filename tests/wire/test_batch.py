@@ -1,4 +1,4 @@
-"""The fast form of ODATA, RDATA and ACK against the declarations, on good batches and on broken ones."""
+"""The fast form of ODATA and RDATA against the declarations, on good batches and on broken ones."""
 
 import numpy as np
 import pytest
@@ -11,16 +11,12 @@ from wdstransport.wire.batch import (
     Batch,
     DataLayout,
     SlotBuffer,
-    decode_ack,
-    encode_ack,
     parse_data,
     record_of,
 )
 from wdstransport.wire.options import Option, fw_lead
 from wdstransport.wire.security import ChecksumSecurity, HashSecurity, NoSecurity, SignSecurity
 from wdstransport.wire.transport import (
-    LOSS_SCALE,
-    Ack,
     DropReason,
     Kick,
     KickReason,
@@ -584,67 +580,6 @@ def test_record_exists_exactly_where_the_declaration_reads_data(payload):
     except WireError:
         inner = None
     assert (record is not None) == isinstance(inner, application.Data)
-
-
-# ---------------------------------------------------------------------- ACK
-
-u64 = st.integers(0, 2**64 - 1)
-acks = st.builds(Ack, st.integers(0, 2**32 - 1), u64, u64, u64, st.integers(0, LOSS_SCALE))
-
-
-@every_mode
-@given(ack=acks, sender_time=u64)
-@settings(STEADY, max_examples=25)
-def test_ack_is_encoded_and_decoded_like_the_declaration_does(mode, ack, sender_time):
-    security = MODES[mode]()
-    fast = encode_ack(ack, session_id=SESSION, sender_time=sender_time, security=security)
-    assert fast == encode(ack, session_id=SESSION, sender_time=sender_time, security=security)
-    assert decode_ack(memoryview(fast), session_id=SESSION, security=security) == ack
-
-
-@st.composite
-def broken_acks(draw):
-    security = MODES[draw(st.sampled_from(sorted(MODES)))]()
-    data = bytearray(encode_ack(draw(acks), session_id=SESSION, sender_time=1, security=security))
-    for _ in range(draw(st.integers(0, 4))):
-        data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
-    match draw(st.integers(0, 4)):
-        case 0:
-            data = data[: draw(st.integers(0, len(data)))]
-        case 1:
-            data += draw(st.binary(max_size=4))
-    if len(data) > security.header_len and draw(st.booleans()):
-        data[: security.header_len] = security.seal(bytes(data[security.header_len :]))
-    return bytes(data), security
-
-
-@given(broken_acks())
-@settings(STEADY, max_examples=150)
-def test_fast_ack_is_never_read_where_the_declaration_reads_something_else(case):
-    data, security = case
-    ack = decode_ack(memoryview(data), session_id=SESSION, security=security)
-    if ack is not None:
-        _, packet = judged(data, security)
-        assert ack == packet
-
-
-def test_loss_rate_above_one_is_left_to_the_declaration():
-    security = ChecksumSecurity()
-    data = bytearray(encode_ack(Ack(1, 2, 3, 4, 0), session_id=SESSION, sender_time=1, security=security))
-    data[-10:-2] = (LOSS_SCALE + 1).to_bytes(8, "big")
-    data[: security.header_len] = security.seal(bytes(data[security.header_len :]))
-    assert decode_ack(memoryview(data), session_id=SESSION, security=security) is None
-    assert judged(bytes(data), security) is DropReason.FIELD
-
-
-def test_ack_of_another_session_or_form_is_left_to_the_declaration():
-    security = ChecksumSecurity()
-    data = encode_ack(Ack(1, 2, 3, 4, 5), session_id=SESSION, sender_time=1, security=security)
-    assert decode_ack(memoryview(data), session_id=SESSION + 1, security=security) is None
-    body = data[security.header_len : -2]
-    short = security.seal(body) + body
-    assert decode_ack(memoryview(short), session_id=SESSION, security=security) is None
-    assert judged(short, security)[1] == Ack(1, 2, 3, 4, 5)
 
 
 # ---------------------------------------------------------------------- Batch

@@ -14,15 +14,18 @@ from wdstransport.protocol.client_application import ClientApplication
 from wdstransport.protocol.client_transport import ClientState, ClientTransport
 from wdstransport.protocol.events import AllReceived, BlocksArrived, ClientSessionEvent, Departed, Left
 from wdstransport.protocol.parameters import ClientParameters
-from wdstransport.wire.batch import Batch, DataRecords, encode_ack, parse_data, record_of
+from wdstransport.wire.answers import decode_answer, encode_answer
+from wdstransport.wire.batch import Batch, DataRecords, parse_data, record_of
 from wdstransport.wire.security import Security
 from wdstransport.wire.transport import (
     Ack,
     DropReason,
     JoinAck,
     LeaveReason,
+    Nack,
     OData,
     RData,
+    TransportPacket,
     WireError,
     decode,
     encode,
@@ -147,11 +150,17 @@ class ClientSession:
 
     def _receive_one(self, batch: Batch, row: int, now: float, multicast: bool) -> None:
         datagram = batch.datagram(row)
-        try:
-            header, packet = decode(datagram, session_id=self.session_id, security=self._server_security)
-        except WireError as error:
-            self.dropped[error.reason.value] += 1
-            return
+        packet: TransportPacket
+        answer = decode_answer(datagram, session_id=self.session_id, security=self._server_security)
+        if answer is not None:
+            sender_time, packet = answer
+        else:
+            try:
+                header, packet = decode(datagram, session_id=self.session_id, security=self._server_security)
+            except WireError as error:
+                self.dropped[error.reason.value] += 1
+                return
+            sender_time = header.sender_time
         reason: DropReason | None
         if isinstance(packet, OData | RData):
             lone = Batch(datagram, len(datagram), batch.source, batch.owner)
@@ -163,7 +172,7 @@ class ClientSession:
         elif multicast and isinstance(packet, JoinAck):
             reason = DropReason.NOT_FOR_US
         else:
-            reason = self.transport.receive(packet, header.sender_time, now)
+            reason = self.transport.receive(packet, sender_time, now)
         if reason is None:
             self.transport.heard(now)
         else:
@@ -207,8 +216,8 @@ class ClientSession:
         sender_time = int(now * 1000)
         session_id, security = self.session_id, self._client_security
         return [
-            encode_ack(packet, session_id=session_id, sender_time=sender_time, security=security)
-            if isinstance(packet, Ack)
+            encode_answer(packet, session_id=session_id, sender_time=sender_time, security=security)
+            if isinstance(packet, Ack | Nack)
             else encode(packet, session_id=session_id, sender_time=sender_time, security=security)
             for packet, _ in packets
         ]

@@ -17,9 +17,10 @@ from wdstransport.protocol.parameters import ServerParameters
 from wdstransport.protocol.server_application import ApplicationState, ServerApplication
 from wdstransport.protocol.server_data import ODataRun
 from wdstransport.protocol.server_transport import DemoteTarget, ServerState, ServerTransport
-from wdstransport.wire.batch import Batch, decode_ack
+from wdstransport.wire.answers import decode_answer, encode_answer
+from wdstransport.wire.batch import Batch
 from wdstransport.wire.security import Security
-from wdstransport.wire.transport import DropReason, KickReason, OpCode, WireError, decode, encode
+from wdstransport.wire.transport import DropReason, KickReason, Ncf, OpCode, WireError, decode, encode
 
 __all__ = ["ServerSession"]
 
@@ -114,12 +115,12 @@ class ServerSession:
     def _receive_one(self, datagram: memoryview, source: Address, now: float) -> DropReason | None:
         if self.transport.terminated:
             return DropReason.STATE
+        answer = decode_answer(datagram, session_id=self.session_id, security=self._client_security)
+        if answer is not None:
+            return self.transport.receive(answer[1], answer[0], source, now)
         if not self._admits(datagram, source, now):
             self.dropped["too_many_joins"] += 1
             return None
-        ack = decode_ack(datagram, session_id=self.session_id, security=self._client_security)
-        if ack is not None:
-            return self.transport.receive(ack, 0, source, now)
         try:
             header, packet = decode(datagram, session_id=self.session_id, security=self._client_security)
         except WireError as error:
@@ -178,18 +179,18 @@ class ServerSession:
 
     def take_outgoing(self, now: float) -> list[tuple[bytes, Address | None]]:
         """Control datagrams to send, each with its address, or None for the group."""
-        sender_time = int(now * 1000)
+        packets = self.transport.outbox.drain()
+        if not packets:
+            return []
+        sender_time, session_id, security = int(now * 1000), self.session_id, self._server_security
         return [
             (
-                encode(
-                    packet,
-                    session_id=self.session_id,
-                    sender_time=sender_time,
-                    security=self._server_security,
-                ),
+                encode_answer(packet, session_id=session_id, sender_time=sender_time, security=security)
+                if isinstance(packet, Ncf)
+                else encode(packet, session_id=session_id, sender_time=sender_time, security=security),
                 to,
             )
-            for packet, to in self.transport.outbox.drain()
+            for packet, to in packets
         ]
 
     def sendable(self) -> int:

@@ -1,4 +1,4 @@
-"""The data path's fast form of ODATA, RDATA and ACK: whole batches of datagrams as numpy records.
+"""The data path's fast form of ODATA and RDATA: whole batches of datagrams as numpy records.
 
 A *batch* is what UDP_GRO hands over or UDP_SEGMENT takes: one buffer, every datagram in it as long as the
 first, only the last may be shorter. The header of a data datagram has a fixed layout for a given security
@@ -20,15 +20,7 @@ import numpy.typing as npt
 
 from wdstransport.wire.options import fw_lead_seq_no
 from wdstransport.wire.security import Security, SecurityMode
-from wdstransport.wire.transport import (
-    LOSS_SCALE,
-    Ack,
-    DropReason,
-    OData,
-    OpCode,
-    RData,
-    WireError,
-)
+from wdstransport.wire.transport import DropReason, OData, OpCode, RData, WireError
 
 __all__ = [
     "Batch",
@@ -36,8 +28,6 @@ __all__ = [
     "DataRecords",
     "Holder",
     "SlotBuffer",
-    "decode_ack",
-    "encode_ack",
     "parse_data",
     "record_of",
 ]
@@ -48,7 +38,7 @@ _OPTION_LEN = 8
 _SRV_DATA = 0x03
 _DATA = struct.Struct(">HBQH")
 # Plain numbers for the data path: a member of an enum costs a slow look-up in Python 3.11.
-_ODATA, _RDATA, _ACK_CODE = int(OpCode.ODATA), int(OpCode.RDATA), int(OpCode.ACK)
+_ODATA, _RDATA = int(OpCode.ODATA), int(OpCode.RDATA)
 _NONE, _CHECKSUM = SecurityMode.NONE, SecurityMode.CHECKSUM
 _STEPS = 1536
 _ROWS = np.arange(_STEPS, dtype=np.intp)
@@ -532,38 +522,3 @@ class SlotBuffer:
                 body = self._view[at + self._body_at : at + self.segment]
                 self._view[at : at + self._body_at] = self._security.seal(body)
         return self._view[start * self.segment : stop * self.segment]
-
-
-# ACK comes and goes once a batch (MS-WDSMT 2.2.15): session header, five fields, OptionsCount 0.
-_ACK = struct.Struct(">IBQIQQQQH")
-
-
-def encode_ack(packet: Ack, *, session_id: int, sender_time: int, security: Security) -> bytes:
-    """The bytes of an ACK, equal to what `transport.encode` makes of it."""
-    body = _ACK.pack(
-        session_id,
-        _ACK_CODE,
-        sender_time,
-        packet.client_id,
-        packet.odata_seq_no,
-        packet.server_time,
-        packet.hi_odata_seq_no,
-        packet.loss_rate,
-        0,
-    )
-    return security.seal(body) + body
-
-
-def decode_ack(datagram: memoryview, *, session_id: int, security: Security) -> Ack | None:
-    """An ACK in its usual form, or None when `transport.decode` is to judge the datagram."""
-    at = 5 + security.data_len
-    if len(datagram) != at + _ACK.size or datagram[at + 4] != _ACK_CODE:
-        return None
-    session, _, _, client_id, sequence, server_time, highest, loss, options = _ACK.unpack_from(datagram, at)
-    if session != session_id or options or loss > LOSS_SCALE:
-        return None
-    try:
-        security.verify(datagram)
-    except WireError:
-        return None
-    return Ack(client_id, sequence, server_time, highest, loss)
