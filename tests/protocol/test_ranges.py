@@ -193,6 +193,15 @@ def test_map_is_complete_with_the_last_block_and_not_before():
     assert blocks.missing(1) == ()
 
 
+def test_blocks_that_come_in_order_but_for_losses_are_counted_once_when_repaired():
+    blocks = BlockMap(1000)
+    assert blocks.add(101, 50) == [(101, 50)]
+    assert blocks.add(152, 49) == [(152, 49)]
+    assert blocks.missing(3) == ((1, 100), (151, 151), (201, 1000))
+    assert blocks.add(150, 3) == [(151, 1)]
+    assert blocks.count == 100
+
+
 def test_range_across_what_is_read_at_a_time_stays_one_range():
     blocks = BlockMap((1 << 19) * 2 + 5)
     blocks.add(1, 1)
@@ -200,6 +209,18 @@ def test_range_across_what_is_read_at_a_time_stays_one_range():
     assert blocks.missing(64) == ((2, blocks.total - 1),)
     blocks.add(1, 1 << 19)
     assert blocks.missing(64) == (((1 << 19) + 1, blocks.total - 1),)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=8),
+    st.integers(0, 30),
+    st.integers(0, 30),
+)
+@settings(STEADY, max_examples=200)
+def test_within_gives_what_both_hold(ranges, start, end):
+    numbers = {n for low, high in ranges for n in range(low, high + 1)}
+    inside = RangeSet(ranges).within(start, end)
+    assert inside == runs(sorted(n for n in numbers if start <= n <= end))
 
 
 @given(
@@ -213,14 +234,16 @@ def test_range_across_what_is_read_at_a_time_stays_one_range():
             ),
             st.integers(1, 8),
             st.sampled_from([1, 2, 3, 1 << 16]),
+            st.sampled_from([0, 1, 2, 4096]),
         )
     )
 )
 @settings(STEADY, max_examples=200)
 def test_block_map_behaves_like_a_list_of_truth_values(case):
-    total, steps, limit, chunk = case
+    total, steps, limit, chunk, holes = case
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_CHUNK", chunk)
+        patch.setattr(module, "_HOLES", holes)
         blocks, model, following = BlockMap(total), [False] * (total + 1), 1
         for first, count, ask in [*steps, (1, 1, True)]:
             first = first or following

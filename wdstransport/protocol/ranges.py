@@ -68,6 +68,17 @@ class RangeSet:
         """The lowest `limit` ranges."""
         return tuple(zip(self._starts[:limit], self._ends[:limit], strict=True))
 
+    def within(self, start: int, end: int) -> list[tuple[int, int]]:
+        """The parts of the ranges that lie in `start` to `end`, both included."""
+        if end < start:
+            return []
+        low = bisect_left(self._ends, start)
+        high = bisect_right(self._starts, end)
+        return [
+            (max(first, start), min(last, end))
+            for first, last in zip(self._starts[low:high], self._ends[low:high], strict=True)
+        ]
+
     def add(self, start: int, end: int) -> None:
         """Put `start` to `end`, both included, into the set; nothing when `end < start`."""
         if end < start:
@@ -111,26 +122,28 @@ class RangeSet:
 
 
 _CHUNK = 1 << 16
+_HOLES = 4096
 
 
 class BlockMap:
     """Which of `total` blocks, numbered from 1, are there; one bit each."""
 
-    __slots__ = ("_bits", "_end", "_last", "_low", "_start", "count", "total")
+    __slots__ = ("_bits", "_end", "_holes", "_last", "_low", "_start", "count", "total")
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.count = 0
         self._bits = np.zeros((total + 7) // 8, dtype=np.uint8)
         self._low = 0  # every byte below this one is full
-        # Blocks that came in order, not in the bits yet, and nothing after them: an image that arrives as it
-        # was sent costs two additions a batch.
+        # The stretch where blocks come in order, with the few holes that losses left in it: not in the bits
+        # yet, and nothing is there after it. An image that arrives as it was sent costs two additions a run.
         self._start = self._end = self._last = 0
+        self._holes = RangeSet()
 
     def __contains__(self, block: int) -> bool:
         place = block - 1
         if self._start <= place < self._end:
-            return True
+            return place not in self._holes
         return bool(self._bits[place >> 3] >> (7 - (place & 7)) & 1)
 
     @property
@@ -147,10 +160,17 @@ class BlockMap:
         if count <= 0:
             return []
         place = first - 1
-        if place == self._end == self._last:
-            self._end = self._last = place + count
-            self.count += count
-            return [(first, count)]
+        if self._end == self._last and len(self._holes) < _HOLES:
+            if place >= self._end:
+                if self._start == self._end:
+                    self._start = place
+                elif place > self._end:
+                    self._holes.add(self._end, place - 1)
+                self._end = self._last = place + count
+                self.count += count
+                return [(first, count)]
+            if place >= self._start and place + count <= self._end:
+                return self._fill_holes(place, place + count - 1)
         self._settle()
         fresh = self._add_bits(place, count)
         if place + count >= self._last:
@@ -158,12 +178,25 @@ class BlockMap:
             self._start = self._end = self._last = place + count
         return fresh
 
+    def _fill_holes(self, low: int, high: int) -> list[tuple[int, int]]:
+        fresh = [(start + 1, end - start + 1) for start, end in self._holes.within(low, high)]
+        if fresh:
+            self._holes.remove(low, high)
+            self.count += sum(run for _, run in fresh)
+        return fresh
+
     def _settle(self) -> None:
         """Put the blocks that came in order into the bits."""
-        if self._end > self._start:
-            self.count -= self._end - self._start
-            self._add_bits(self._start, self._end - self._start)
-            self._start = self._end
+        at = self._start
+        for start, end in (*self._holes, (self._end, self._end)):
+            while at < start:
+                step = min(start - at, _CHUNK)
+                self.count -= step  # counted when it came
+                self._add_bits(at, step)
+                at += step
+            at = end + 1
+        self._start = self._end
+        self._holes.clear()
 
     def _add_bits(self, place: int, count: int) -> list[tuple[int, int]]:
         first = place + 1
