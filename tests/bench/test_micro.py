@@ -191,7 +191,7 @@ def test_window_follows_acknowledgements_and_losses(benchmark):
         for turn in range(1000):
             window.acknowledged(DATAGRAMS)
             if turn % 50 == 49:
-                window.lost(float(turn), 0.5)
+                window.lost(float(turn), 0.5, turn, turn)
         return window
 
     assert benchmark(run).size > 1024

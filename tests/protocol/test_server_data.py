@@ -364,9 +364,24 @@ def test_nack_cuts_the_window_once_for_each_round_trip(alone):
     alone.open_window(alone.master, T + 2)
     alone.data.window.size = 64
     alone.data.mcrtt = 0.1
+    alone.data.mc_lead = 10
     for now, size in ((3.0, 48), (3.05, 48), (3.099, 48), (3.101, 36), (3.3, 27)):
-        alone.nack(alone.master, [(1, 1)], T + now)
+        alone.nack(alone.master, [(1, 1), (alone.data.mc_lead, alone.data.mc_lead)], T + now)
         assert alone.data.window.size == size
+        alone.data.mc_lead += 5
+
+
+def test_nack_that_repeats_what_was_reported_cuts_the_window_no_more(alone):
+    alone.open_window(alone.master, T + 2)
+    alone.data.window.size = 64
+    alone.data.mcrtt = 0.1
+    alone.data.mc_lead = 10
+    for now in (3.0, 3.2, 3.4):
+        alone.nack(alone.master, [(1, 1), (9, 10)], T + now)
+        assert alone.data.window.size == 48
+    alone.data.mc_lead = 20
+    alone.nack(alone.master, [(9, 11)], T + 3.6)
+    assert alone.data.window.size == 36
 
 
 def test_zero_nack_cuts_the_window_and_repairs_nothing(alone):

@@ -56,7 +56,7 @@ def test_ack_of_nothing_new_does_not_grow_the_window():
 def test_loss_cuts_the_window_to_three_quarters():
     window = Window(1024, 4096)
     window.size = 1000
-    assert window.lost(5.0, 0.01)
+    assert window.lost(5.0, 0.01, 90, 100)
     assert window.size == 750
 
 
@@ -64,26 +64,35 @@ def test_loss_cuts_the_window_to_three_quarters():
 def test_cut_window_is_whole_and_never_below_two(size, after):
     window = Window(1024, 4096)
     window.size = size
-    window.lost(5.0, 0.01)
+    window.lost(5.0, 0.01, 90, 100)
     assert window.size == after
 
 
 def test_window_is_cut_once_for_each_round_trip():
     window = Window(1024, 4096)
     window.size = 100
-    assert window.lost(5.0, 0.25)
-    assert not window.lost(5.125, 0.25)
+    assert window.lost(5.0, 0.25, 90, 100)
+    assert not window.lost(5.125, 0.25, 110, 120)
     assert window.size == 75
-    assert window.lost(5.25, 0.25)
+    assert window.lost(5.25, 0.25, 110, 120)
     assert window.size == 56
 
 
 def test_refused_cut_does_not_postpone_the_next():
     window = Window(1024, 4096)
     window.size = 100
-    window.lost(5.0, 0.25)
-    window.lost(5.125, 0.25)
-    assert window.lost(5.25, 0.25)
+    window.lost(5.0, 0.25, 90, 100)
+    window.lost(5.125, 0.25, 110, 120)
+    assert window.lost(5.25, 0.25, 110, 120)
+
+
+def test_losses_of_packets_sent_before_the_last_cut_are_no_new_event():
+    window = Window(1024, 4096)
+    window.size = 100
+    assert window.lost(5.0, 0.25, 60, 100)
+    assert not window.lost(6.0, 0.25, 100, 160)
+    assert window.lost(6.0, 0.25, 101, 160)
+    assert window.size == 56
 
 
 @given(st.lists(st.one_of(st.integers(0, 50), st.none()), max_size=60))
@@ -92,7 +101,7 @@ def test_window_follows_the_documents_arithmetic(steps):
     window, size = Window(16, 64), 1
     for now, packets in enumerate(steps):
         if packets is None:
-            window.lost(float(now), 0.5)
+            window.lost(float(now), 0.5, now, now)
             size = max(int(size * 0.75), 2)
         else:
             window.acknowledged(packets)

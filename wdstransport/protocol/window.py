@@ -12,13 +12,14 @@ __all__ = ["DataPacketList", "SentRun", "Window"]
 class Window:
     """CurrentWindowSize, in packets, and its growth and cut."""
 
-    __slots__ = ("_last_cut", "exp_max", "maximum", "size")
+    __slots__ = ("_cut_at", "_last_cut", "exp_max", "maximum", "size")
 
     def __init__(self, exp_max: int, maximum: int) -> None:
         self.size = 1
         self.exp_max = exp_max
         self.maximum = maximum
         self._last_cut: float | None = None
+        self._cut_at = 0
 
     def acknowledged(self, packets: int) -> None:
         """Grow: by twice the packets up to ExpMaxWindowSize, then by their number (3.1.5.9.5)."""
@@ -27,15 +28,26 @@ class Window:
         elif self.size <= self.maximum:
             self.size = min(self.size + packets, self.maximum)
 
-    def lost(self, now: float, mcrtt: float) -> bool:
-        """Shrink to three quarters, not below 2 (3.1.5.9.6), once per MCRTT (deviation 30).
+    def lost(self, now: float, mcrtt: float, newest: int, lead: int) -> bool:
+        """Shrink to three quarters, not below 2 (3.1.5.9.6), once for each flight of packets (deviation 30).
+
+        A repair is due no sooner than four MCRTT after the packet left, so a client reports each loss several
+        times, and each report names what was lost meanwhile, too. Packets that left before the last cut left
+        at the old pace and say nothing about the new one.
+
+        Args:
+            now: seconds.
+            mcrtt: seconds; a second cut within that time is none.
+            newest: the highest sequence number reported lost.
+            lead: the highest sequence number sent.
 
         Returns:
             Whether it shrank.
         """
-        if self._last_cut is not None and now - self._last_cut < mcrtt:
+        if self._last_cut is not None and (now - self._last_cut < mcrtt or newest <= self._cut_at):
             return False
         self._last_cut = now
+        self._cut_at = lead
         self.size = max(self.size * 3 // 4, 2)
         return True
 
