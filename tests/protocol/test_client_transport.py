@@ -565,9 +565,19 @@ def test_repair_that_comes_makes_the_next_nack_prompt_again(client):
     client.odata(T, 1, 5, master=OTHER)
     last = nack_times(client, T + 0.5)[-1]
     client.odata(last + 0.001, 2, master=OTHER)
-    first, second, third, *_ = nack_times(client, T + 1)
+    first, *others = nack_times(client, T + 1)
     assert first - last == pytest.approx(0.05)
-    assert (round((second - first) * 1000), round((third - second) * 1000)) == (2, 4)
+    assert round((others[0] - first) * 1000) == 2
+
+
+def test_wait_doubles_only_after_the_nacks_that_two_repairs_take(client):
+    """A repair is due four round trips after its packet, two back-offs; the second for one that is lost."""
+    client.spm(T, 1, master=OTHER, low=2, high=2, trail=1, lead=1)
+    client.odata(T, 1, 5, master=OTHER)
+    times = nack_times(client, T + 0.3)
+    waits = [round((after - before) * 1000) for before, after in pairwise(times)]
+    assert waits[:9] == [2, 2, 2, 2, 2, 4, 8, 16, 32]
+    assert set(waits[9:]) == {50}
 
 
 def test_long_back_off_is_not_shortened_by_the_limit_of_repetitions(client):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from enum import Enum
-from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,26 @@ from wdstransport.wire.transport import (
 )
 
 __all__ = ["ClientState", "ClientTransport"]
+
+
+_PATIENT_NACKS = 4
+"""A server repeats nothing within four round trips (MS-WDSMT 3.1.5.9.6), which are two back-offs: a repair,
+and one more where that is lost, take as many NACKs for the same packet. Only then is silence a sign
+(deviation 57)."""
+
+
+class _Run(NamedTuple):
+    """Consecutive sequence numbers with consecutive blocks in consecutive rows, under one master.
+
+    `trail` is its last packet's.
+    """
+
+    start: int
+    rows: int
+    first_seq: int
+    first_block: int
+    trail: int
+    master: int
 
 
 class ClientState(Enum):
@@ -104,7 +124,7 @@ class ClientTransport:
         self._last_qcc_time = 0
         self._qcc_received_at = 0.0
         self._zero_nack_sent = False
-        self._nack_factor = 1
+        self._nack_repeats = 0
         self._last_nacked = (0, 0)
         self._weak_until = now
         self.timers.set(ClientTimer.INACTIVITY, now + parameters.inactivity_timeout)
@@ -280,10 +300,10 @@ class ClientTransport:
             return [(DropReason.STATE, count)]
         self._zero_nack_sent = False
         dropped: list[tuple[DropReason, int]] = []
+        sequences, blocks, trails = records.odata_seq_no, records.block_number, records.trail_odata_seq_no
         if records.is_one_run():
-            self._on_run(records, 0, count, dropped)
+            edges = [0, count]
         else:
-            sequences, blocks = records.odata_seq_no, records.block_number
             together = (
                 (np.diff(sequences) == 1)
                 & (np.diff(blocks) == 1)
@@ -293,8 +313,28 @@ class ClientTransport:
                 & (np.diff(records.client_id) == 0)
             )
             edges = [0, *(np.flatnonzero(~together) + 1).tolist(), count]
-            for start, stop in pairwise(edges):
-                self._on_run(records, start, stop, dropped)
+        if not int(sequences.min()) or (trails > sequences).any():
+            # Trail may move on within a run, but never past the packet that carries it: judge each alone.
+            edges = list(range(count + 1))
+        starts = edges[:-1]
+        lasts = [stop - 1 for stop in edges[1:]]
+        wanted = np.flatnonzero(records.fw_lead >= sequences).tolist()
+        wanted.append(count)
+        place = 0
+        for start, last, first_seq, first_block, trail, master in zip(
+            starts,
+            lasts,
+            sequences[starts].tolist(),
+            blocks[starts].tolist(),
+            trails[lasts].tolist(),
+            records.client_id[lasts].tolist(),
+            strict=True,
+        ):
+            answered = place
+            while wanted[place] <= last:
+                place += 1
+            run = _Run(start, last - start + 1, first_seq, first_block, trail, master)
+            self._on_run(records, run, wanted[answered:place], dropped)
         if self.state is ClientState.REGULAR:
             if sum(number for _, number in dropped) < count:
                 self._counted_in(now)
@@ -302,51 +342,30 @@ class ClientTransport:
         return dropped
 
     def _on_run(
-        self, records: DataRecords, start: int, stop: int, dropped: list[tuple[DropReason, int]]
+        self, records: DataRecords, run: _Run, wanted: list[int], dropped: list[tuple[DropReason, int]]
     ) -> None:
-        """Consecutive sequence numbers with consecutive blocks, `start` to `stop` - 1 of the records."""
-        first_seq = int(records.odata_seq_no[start])
-        last_seq = first_seq + stop - start - 1
-        last = records.header[stop - 1]
-        first_block = int(records.block_number[start])
-        trail = int(last["trail_odata_seq_no"])
-        # Trail may move on within the run, but never past the packet that carries it.
-        sound = first_seq >= 1 and (
-            trail <= first_seq
-            or not (records.trail_odata_seq_no[start:stop] > records.odata_seq_no[start:stop]).any()
-        )
-        if not sound and stop - start > 1:
-            for place in range(start, stop):
-                self._on_run(records, place, place + 1, dropped)
-            return
-        if not sound or not self.application.accepts(first_block, stop - start, records.block_len):
-            dropped.append((DropReason.FIELD, stop - start))
+        """One run; `wanted` are the rows in it that FW_LEAD does not excuse from an ACK (3.2.5.13)."""
+        start, count, first_seq, first_block, trail, master = run
+        sound = first_seq >= 1 and (count > 1 or trail <= first_seq)
+        if not sound or not self.application.accepts(first_block, count, records.block_len):
+            dropped.append((DropReason.FIELD, count))
             return
         before = self.data.continuous()
-        ignored = self.data.on_data(first_seq, last_seq, trail=trail, master=int(last["client_id"]))
+        ignored = self.data.on_data(first_seq, first_seq + count - 1, trail=trail, master=master)
         if ignored:
             dropped.append((DropReason.STALE, ignored))
-            start += ignored
-            if start == stop:
+            if ignored == count:
                 return
-            first_seq += ignored
-            first_block += ignored
-        if self.data.master == self.client_id:
-            self._acknowledge_run(records, start, stop, first_seq, before)
-        self._pass_on(records, start, stop, first_block)
-
-    def _acknowledge_run(
-        self, records: DataRecords, start: int, stop: int, first_seq: int, before: int
-    ) -> None:
-        """One ACK for each packet that FW_LEAD does not excuse, each as of that packet (3.2.5.13)."""
-        wanted = (records.fw_lead[start:stop] >= records.odata_seq_no[start:stop]).nonzero()[0]
-        reached_now = self.data.continuous()
-        for place in wanted.tolist():
-            # Continuous as of this packet: earlier gaps hold it back, later packets do not count.
-            reached = max(before, min(first_seq + place, reached_now))
-            if place == stop - start - 1:
-                reached = reached_now
-            self._acknowledge(reached, int(records.header[start + place]["sender_time"]))
+        if wanted and master == self.client_id:
+            reached_now = self.data.continuous()
+            for row in wanted:
+                if row < start + ignored:
+                    continue
+                # Continuous as of this packet: earlier gaps hold it back, later packets do not count.
+                last_one = row == start + count - 1
+                reached = reached_now if last_one else max(before, min(first_seq + row - start, reached_now))
+                self._acknowledge(reached, int(records.header[row]["sender_time"]))
+        self._pass_on(records, start + ignored, start + count, first_block + ignored)
 
     def _pass_on(self, records: DataRecords, start: int, stop: int, first_block: int) -> None:
         """DATA Trigger for what the cache has room for; the rest is refused with a Zero-NACK (3.2.5.13).
@@ -413,10 +432,11 @@ class ClientTransport:
         self._send_nack(missing)
         # A NACK that brought nothing is repeated ever less often: whoever does not hear it will not hear a
         # thousand a second better (deviation 57).
-        self._nack_factor = self._nack_factor * 2 if missing[0] == self._last_nacked else 1
+        self._nack_repeats = self._nack_repeats + 1 if missing[0] == self._last_nacked else 0
         self._last_nacked = missing[0]
         back_off = self._nack_back_off()
-        wait = max(back_off, min(back_off * self._nack_factor, self.parameters.max_nack_wait))
+        factor = 2 ** min(16, max(0, self._nack_repeats - _PATIENT_NACKS))
+        wait = max(back_off, min(back_off * factor, self.parameters.max_nack_wait))
         self.timers.set(ClientTimer.NACK, now + wait)
 
     def _send_nack(self, ranges: tuple[tuple[int, int], ...]) -> None:
