@@ -11,6 +11,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]' \
 	  || echo "atheris does not build for this Python: its short runs are left out"
+	$(BIN)/python -m compileall -q wdstransport cli
 	touch $@
 
 test: lint types unit

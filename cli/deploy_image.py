@@ -5,6 +5,7 @@ The commands' work is imported when one of them runs, so that `--help` and shell
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -63,6 +64,12 @@ Rate = Annotated[
 ]
 
 
+def _settle() -> None:
+    """What is imported stays: let no garbage collection look at it again."""
+    gc.freeze()
+    gc.enable()
+
+
 def _parsed(option: str, parse: Callable[[str], _T], text: str) -> _T:
     try:
         return parse(text)
@@ -119,6 +126,7 @@ def serve(
     """
     from cli.serve import ServeOptions, run_serve
 
+    _settle()
     options = ServeOptions(
         paths=tuple(paths),
         namespace=namespace,
@@ -166,6 +174,7 @@ def receive(
     """
     from cli.receive import ReceiveOptions, run_receive
 
+    _settle()
     options = ReceiveOptions(
         content=content,
         target=target,
@@ -205,6 +214,7 @@ def demo(
     """
     from cli.demo import MAX_LOSS, DemoOptions, run_demo
 
+    _settle()
     share = _parsed("--loss", units.parse_share, loss)
     if share > MAX_LOSS:
         raise typer.BadParameter(
@@ -232,6 +242,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     # numpy's linear algebra is not used here, and its idle threads cost a few per cent of a busy processor.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    gc.disable()  # until everything is imported: what imports make is no garbage
     app(prog_name="deploy-image")
 
 

@@ -29,6 +29,14 @@ _ROOM = 1 << 18
 what it then drops makes this client ask for repairs, become the master and set the pace. Blocks are refused
 (MS-WDSMT 3.2.5.13) when nothing has been stored for `_STALL` seconds: a disk that stands still must not hold
 the others up. Every `_GLIMPSE` seconds one read lets control packets in all the same."""
+_NAP = 0.001
+_NAP_BYTES = 1 << 15
+_NAP_SHARE = 16
+"""While data streams in, whoever has taken all there was sleeps a millisecond before looking again: then one
+check, one write and one ACK serve several merged runs, as a network card's interrupt moderation does for
+packets. A nap needs a turn that brought `_NAP_BYTES` at least, so that nobody's round trip at the start is
+longer for it, and one that brought no more than a `_NAP_SHARE`th of the receive buffer, so that what comes
+meanwhile has room."""
 
 
 class Consumer(Protocol):
@@ -125,6 +133,7 @@ class ClientDriver:
         self._stored_at = -math.inf
         self._glimpse_at = -math.inf
         self._own_seen = trio.Event()
+        self._drained = True
         self._open(sockets)
 
     def _open(self, sockets: Sockets) -> None:
@@ -181,10 +190,12 @@ class ClientDriver:
         busy = 0
         while self.departed is None:
             now = trio.current_time()
-            worked = self._collect(now)
+            self._collect(now)
             if self._own_ready:
                 self._read_own(now)
-            worked |= self._read_group()
+            brought = self.reader.bytes
+            self._read_group()
+            brought = self.reader.bytes - brought
             now = trio.current_time()
             session.handle_timers(now)
             self._events(now)
@@ -193,7 +204,7 @@ class ClientDriver:
                 self._next_turn = self._on_turn(now)
             if self.departed is not None:
                 break
-            if worked:
+            if not self._drained:
                 busy += 1
                 if busy >= 8:
                     busy = 0
@@ -201,23 +212,24 @@ class ClientDriver:
                 continue
             busy = 0
             if consumer.about_to_sleep():
-                await self._sleep(now)
+                await self._sleep(now, brought)
                 consumer.awake()
 
-    async def _sleep(self, now: float) -> None:
+    async def _sleep(self, now: float, brought: int) -> None:
         deadline = min(self.session.next_deadline(), self._next_turn)
         if not self._full:
-            await self._waiter.wait(deadline)
+            if _NAP_BYTES <= brought <= self.sockets.group.rcvbuf // _NAP_SHARE:
+                await self._waiter.pause(min(deadline, now + _NAP))
+            else:
+                await self._waiter.wait(deadline)
             return
         # Not reading on purpose: only memory, time or a call may end this sleep.
         if not self.reader.starved:
             deadline = min(deadline, self._glimpse_at, max(now, self._stored_at + _STALL))
         await self._waiter.pause(deadline)
 
-    def _collect(self, now: float) -> bool:
-        worked = False
+    def _collect(self, now: float) -> None:
         while (events := self._consumer.collect()) is not None:
-            worked = True
             self._stored_at = now
             for event in events:
                 self.session.stored(event, now)
@@ -227,7 +239,6 @@ class ClientDriver:
             horizon = self._consumer.horizon()
             if horizon is not None:
                 self.session.application.horizon = horizon
-        return worked
 
     def _may_read(self, now: float) -> bool:
         """Whether to take data from the socket, or leave it to the kernel's buffer."""
@@ -243,23 +254,25 @@ class ClientDriver:
             return True
         return now - self._stored_at >= _STALL
 
-    def _read_group(self) -> bool:
-        for count in range(_READS_A_TURN):
+    def _read_group(self) -> None:
+        self._drained = False
+        for _ in range(_READS_A_TURN):
             # A turn can be long: a packet's time of arrival goes back to the server as BackOff.
             now = trio.current_time()
             if not self._may_read(now):
-                return count > 0
+                self._drained = True
+                return
             batch = self.reader.read()
             if batch is None:
+                self._drained = True
                 if self.reader.starved:
                     self._full = True
                     self._glimpse_at = now + _GLIMPSE
-                return count > 0
+                return
             self._take(batch, now, multicast=True)
             self._send(now)
             if self.departed is not None:
-                return True
-        return True
+                return
 
     def _read_own(self, now: float) -> None:
         while (batch := self._own_reader.read()) is not None:

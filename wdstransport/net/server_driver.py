@@ -24,7 +24,7 @@ from wdstransport.wire.transport import KickReason, OpCode
 __all__ = ["ServerDriver"]
 
 _READS_A_TURN = 64
-_SENDS_A_TURN = 8
+_SENDS_A_TURN = 1
 _HEADERS = 28  # IPv4 and UDP, which a rate counts too
 
 Address = tuple[str, int]
