@@ -142,7 +142,8 @@ async def test_only_a_few_chunks_are_read_ahead():
         assert len(reader.ahead._chunks) == reading._DEPTH
 
 
-async def test_buffers_are_used_again():
+async def test_buffers_are_used_again(monkeypatch):
+    monkeypatch.setattr(reading, "_REMEMBERED_BYTES", 0)
     async with Reader(image(8_000_000), 1000) as reader:
         seen = set()
         done = 0
@@ -151,7 +152,61 @@ async def test_buffers_are_used_again():
             seen.add(id(chunk.buffer))
             done += chunk.count
             chunk.sent = chunk.count
-        assert len(seen) <= reading._DEPTH + 1
+        assert len(seen) <= reading._DEPTH + 2
+
+
+async def test_what_is_remembered_is_bounded():
+    async with Reader(image(30_000_000), 1000) as reader:
+        done = 0
+        while done < 30_000:
+            chunk = await reader.head(1, [(1, 30_000)])
+            done += chunk.count
+            chunk.sent = chunk.count
+        reader.ahead.head()
+        held = sum(chunk.buffer.nbytes for chunk in reader.ahead._sent)
+        assert reading._REMEMBERED_BYTES * 0.9 < held <= reading._REMEMBERED_BYTES
+
+
+async def test_what_was_sent_last_is_not_read_over_while_it_may_still_be_leaving(monkeypatch):
+    monkeypatch.setattr(reading, "_REMEMBERED_BYTES", 0)
+    async with Reader(image(8_000_000), 1000) as reader:
+        chunk = await reader.head(1, [(1, 8000)])
+        before = bytes(chunk.buffer.payload[0])
+        chunk.sent = chunk.count
+        while (await reader.head(1, ())).first_block < chunk.first_block + chunk.count:
+            pass
+        await until(lambda: reader.ahead.collect() or all(each.ready for each in reader.ahead._chunks))
+        assert all(each.buffer is not chunk.buffer for each in reader.ahead._chunks)
+        assert bytes(chunk.buffer.payload[0]) == before
+
+
+async def test_repairs_of_what_was_just_sent_come_from_memory_at_once():
+    async with Reader(image(10_001), 1000) as reader:
+        await reader.drain(1, [(1, 11)])
+        reads = len(reader.source.reads)
+        reader.ahead.request_repairs([(40, 3), (41, 11), (45, 9)])
+        whole, short = reader.ahead.repairs(), reader.ahead.repairs()
+        assert (whole.items, short.items) == ([(40, 3), (45, 9)], [(41, 11)])
+        data = bytes(reader.source._data)
+        assert [bytes(view) for view in whole.buffer.payload[:2]] == [data[2000:3000], data[8000:9000]]
+        assert bytes(short.buffer.payload[0]) == data[10_000:]
+        assert len(reader.source.reads) == reads
+
+
+async def test_a_repair_of_a_block_that_has_not_been_sent_from_its_chunk_is_read():
+    async with Reader(image(10_000), 1000) as reader:
+        chunk = await reader.head(1, [(1, 10)])
+        chunk.sent = 4
+        reader.ahead.request_repairs([(40, 4), (41, 5)])
+        assert reader.ahead.repairs() is None
+
+        def look():
+            reader.ahead.collect()
+            return reader.ahead.repairs()
+
+        found = await until(look)
+        data = bytes(reader.source._data)
+        assert [bytes(view) for view in found.buffer.payload[:2]] == [data[3000:4000], data[4000:5000]]
 
 
 async def test_a_new_plan_takes_the_place_of_the_old_one():

@@ -216,3 +216,12 @@ def test_list_behaves_like_a_dictionary_of_packets(script):
         for seq in range(following + 2):
             expected = model.get(seq)
             assert packets.find(seq) == (None if expected is None else (expected[0], expected[2]))
+
+
+def test_last_sent_before_a_moment_is_the_end_of_the_runs_created_by_then():
+    packets = DataPacketList()
+    for first, created in ((1, 5.0), (11, 6.0), (21, 6.0), (31, 7.0)):
+        packets.append(SentRun(first, first, 10, created))
+    assert [packets.last_sent_before(moment) for moment in (4.9, 5.0, 5.9, 6.0, 7.0)] == [0, 10, 10, 30, 40]
+    packets.clean_up(5.5, 11)
+    assert [packets.last_sent_before(moment) for moment in (5.0, 6.0, 7.0)] == [10, 30, 40]

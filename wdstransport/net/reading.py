@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from wdstransport.content.sources import Source
 from wdstransport.net.waiting import Worker
@@ -15,6 +16,10 @@ __all__ = ["Chunk", "ReadAhead", "RepairSet"]
 
 _CHUNK_BYTES = 800_000
 _DEPTH = 4
+_REPAIR_SLOTS = 64
+_REMEMBERED_BYTES = 12_000_000
+"""What was sent last stays in memory: a repair is asked for within some round trips, and finds its block
+here. This is more than a window of 4096 Ethernet packets."""
 
 
 @dataclass(slots=True)
@@ -65,6 +70,8 @@ class ReadAhead:
         self._plan_number = 0
         self._cursor: Iterator[tuple[int, int]] = iter(())
         self._chunks: deque[Chunk] = deque()
+        self._sent: deque[Chunk] = deque()
+        self._sent_bytes = 0
         self._repairs: deque[RepairSet] = deque()
         self._spare: dict[tuple[int, bool], list[SlotBuffer]] = {}
         self.repairs_reading = 0
@@ -148,8 +155,23 @@ class ReadAhead:
             chunk = self._chunks[0]
             if chunk.sent < chunk.count and chunk.plan_number == self._plan_number:
                 return chunk
-            self._chunks.popleft()
-            self._spare.setdefault((chunk.buffer.block_len, True), []).append(chunk.buffer)
+            self._remember(self._chunks.popleft())
+        return None
+
+    def _remember(self, chunk: Chunk) -> None:
+        """Keep what was sent for repairs; the newest always, since its last batch may still be leaving."""
+        self._sent.append(chunk)
+        self._sent_bytes += chunk.buffer.nbytes
+        while self._sent_bytes > _REMEMBERED_BYTES and len(self._sent) > 1:
+            oldest = self._sent.popleft()
+            self._sent_bytes -= oldest.buffer.nbytes
+            self._spare.setdefault((oldest.buffer.block_len, True), []).append(oldest.buffer)
+
+    def _holder(self, block: int, guess: Chunk | None) -> Chunk | None:
+        """A chunk in memory that `block` was sent from; `guess` is tried first."""
+        for chunk in chain((guess,) if guess is not None else (), reversed(self._sent), self._chunks):
+            if chunk.first_block <= block < chunk.first_block + chunk.sent:
+                return chunk
         return None
 
     def wanted(self, window_open: bool) -> bool:
@@ -157,17 +179,30 @@ class ReadAhead:
         return self.repairs_reading > 0 or (window_open and bool(self._chunks) and self.head() is None)
 
     def request_repairs(self, items: list[tuple[int, int]]) -> None:
-        """Read blocks again, by sequence number and block."""
+        """Prepare blocks to be sent again, by sequence number and block; what is not in memory is read."""
         whole = [item for item in items if self._length(item[1]) == self._block_size]
         short = [item for item in items if self._length(item[1]) != self._block_size]
         for group in (whole, short):
             if group:
                 length = self._length(group[0][1])
                 self.repairs_reading += len(group)
-                slots = 1 if length != self._block_size else 64
+                slots = 1 if length != self._block_size else _REPAIR_SLOTS
                 for start in range(0, len(group), slots):
-                    part = group[start : start + slots]
-                    self.worker.put(RepairSet(part, self._buffer(slots, length, False)))
+                    part = RepairSet(group[start : start + slots], self._buffer(slots, length, False))
+                    if self._copy(part):
+                        self._repairs.append(part)
+                    else:
+                        self.worker.put(part)
+
+    def _copy(self, part: RepairSet) -> bool:
+        """Fill a set from memory; False when a block of it has to be read."""
+        chunk: Chunk | None = None
+        for place, (_, block) in enumerate(part.items):
+            chunk = self._holder(block, chunk)
+            if chunk is None:
+                return False
+            part.buffer.payload[place][:] = chunk.buffer.payload[block - chunk.first_block]
+        return True
 
     def repairs(self) -> RepairSet | None:
         """The oldest repairs that are read."""

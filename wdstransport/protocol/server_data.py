@@ -290,8 +290,8 @@ class DataState:
         """Queue each requested packet that is there and was not sent within 4 x MCRTT."""
         if not self.packets:
             return
-        first, last = self.packets.first_seq, self.packets.last_seq
         too_recent = now - 4 * self.mcrtt
+        first, last = self.packets.first_seq, self.packets.last_sent_before(too_recent)
         work = self._parameters.max_nack_work
         for start, end in ranges:
             for seq in range(max(start, first), min(end, last) + 1):

@@ -69,11 +69,12 @@ class DataPacketList:
     packet sent once, and kept one by one only for packets that were repaired.
     """
 
-    __slots__ = ("_firsts", "_resent", "_runs")
+    __slots__ = ("_created", "_firsts", "_resent", "_runs")
 
     def __init__(self) -> None:
         self._runs: deque[SentRun] = deque()
         self._firsts: list[int] = []
+        self._created: list[float] = []
         self._resent: dict[int, float] = {}
 
     def __bool__(self) -> bool:
@@ -103,6 +104,12 @@ class DataPacketList:
         """Add packets at the tail; their numbers follow the tail's."""
         self._runs.append(run)
         self._firsts.append(run.first_seq)
+        self._created.append(run.created)
+
+    def last_sent_before(self, moment: float) -> int:
+        """The highest sequence number first sent at `moment` or earlier; one below the head if none."""
+        place = bisect_right(self._created, moment)
+        return self._firsts[place] - 1 if place < len(self._firsts) else self.last_seq
 
     def find(self, seq: int) -> tuple[int, float] | None:
         """The block and LastSendTime of a packet, or None when it is not in the list."""
@@ -140,7 +147,7 @@ class DataPacketList:
                 break
             self._runs.popleft()
             runs += 1
-        del self._firsts[:runs]
+        del self._firsts[:runs], self._created[:runs]
         if dropped and self._resent:
             head = self._runs[0].first_seq if self._runs else acknowledged
             self._resent = {seq: at for seq, at in self._resent.items() if seq >= head}

@@ -424,6 +424,7 @@ class SlotBuffer:
     Attributes:
         segment: bytes of one slot, header and options included.
         payload: one writable view per slot, where its block belongs; filled by `os.preadv` and the like.
+        nbytes: bytes of the whole buffer.
     """
 
     def __init__(
@@ -464,6 +465,7 @@ class SlotBuffer:
         header["ma_op_code"] = _SRV_DATA
         header["block_len"] = block_len
         self._fw_lead = fw_lead
+        self.nbytes = slots * self.segment
         if fw_lead:
             self._options["options_count"] = 1
             self._options["option_id"] = _OPTION_ID
