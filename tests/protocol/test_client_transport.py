@@ -987,6 +987,36 @@ def test_run_whose_trail_moves_past_its_first_packet_is_taken_packet_by_packet(c
     assert arrived(client) == [(0, 10, 2, 46)]
 
 
+@pytest.mark.parametrize("rdata", [True, False])
+def test_blocks_that_follow_each_other_with_a_row_between_them_are_two_events(client, rdata):
+    client.odata(T, 9, 20)
+    client.events()
+    found = records(
+        [(10, 10), (11, 15), (12, 11)], block_len=10, trails=[9] * 3, masters=[OTHER] * 3, rdata=rdata
+    )
+    for name in ("rows", "header", "odata_seq_no", "block_number", "fw_lead"):
+        setattr(found, name, getattr(found, name)[[0, 2]])  # the one between failed its checksum
+    assert client.transport.on_data(found, T) == []
+    assert arrived(client) == [(0, 10, 1, 23), (2, 11, 1, 23)]
+
+
+def test_repairs_are_counted_as_what_they_are(client):
+    """Some are asked for by others, one fills a hole of this client's, one is acknowledged."""
+    client.odata(T, 1, 2, 6, master=OTHER)
+    client.events()
+    client.sent()
+    found = records(
+        [(1, 1), (4, 4), (6, 6)], block_len=10, trails=[1] * 3, masters=[ME] * 3, leads=[0, 4, 0], rdata=True
+    )
+    loss = client.data.loss.rate
+    assert client.transport.on_data(found, T) == []
+    assert list(client.data.missing) == [(3, 3), (5, 5)]
+    assert client.transport.application.duplicates == 2
+    assert arrived(client) == [(1, 4, 1, 23)]
+    assert [(ack.odata_seq_no, ack.server_time) for ack in client.sent(Ack)] == [(2, 501)]
+    assert client.data.loss.rate == pytest.approx(loss * (1 - 500 / 65536) ** 3)
+
+
 def test_packet_of_a_run_that_is_below_its_own_trail_is_dropped_alone(client):
     dropped = client.transport.on_data(
         records([(10, 10), (11, 11), (12, 12)], block_len=10, trails=[10, 12, 12], masters=[ME] * 3), T

@@ -30,13 +30,15 @@ what it then drops makes this client ask for repairs, become the master and set 
 (MS-WDSMT 3.2.5.13) when nothing has been stored for `_STALL` seconds: a disk that stands still must not hold
 the others up. Every `_GLIMPSE` seconds one read lets control packets in all the same."""
 _NAP = 0.001
+_LONGEST_NAP = 0.004
 _NAP_BYTES = 1 << 15
+_NAP_WORTH = 1 << 18
 _NAP_SHARE = 16
 """While data streams in, whoever has taken all there was sleeps a millisecond before looking again: then one
 check, one write and one ACK serve several merged runs, as a network card's interrupt moderation does for
-packets. A nap needs a turn that brought `_NAP_BYTES` at least, so that nobody's round trip at the start is
-longer for it, and one that brought no more than a `_NAP_SHARE`th of the receive buffer, so that what comes
-meanwhile has room."""
+packets. It sleeps up to four where less than `_NAP_WORTH` bytes come in one. A nap needs a turn that brought
+`_NAP_BYTES` at least, so that nobody's round trip at the start is longer for it, and one that brought no more
+than a `_NAP_SHARE`th of the receive buffer, so that what comes meanwhile has room."""
 
 
 class Consumer(Protocol):
@@ -134,6 +136,7 @@ class ClientDriver:
         self._glimpse_at = -math.inf
         self._own_seen = trio.Event()
         self._drained = True
+        self._nap = _NAP
         self._open(sockets)
 
     def _open(self, sockets: Sockets) -> None:
@@ -219,8 +222,10 @@ class ClientDriver:
         deadline = min(self.session.next_deadline(), self._next_turn)
         if not self._full:
             if _NAP_BYTES <= brought <= self.sockets.group.rcvbuf // _NAP_SHARE:
-                await self._waiter.pause(min(deadline, now + _NAP))
+                self._nap = min(_LONGEST_NAP, max(_NAP, self._nap * _NAP_WORTH / brought))
+                await self._waiter.pause(min(deadline, now + self._nap))
             else:
+                self._nap = _NAP
                 await self._waiter.wait(deadline)
             return
         # Not reading on purpose: only memory, time or a call may end this sleep.

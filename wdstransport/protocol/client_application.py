@@ -77,6 +77,13 @@ class ClientApplication:
         self.duplicates += usable - sum(run for _, run in fresh)
         return fresh
 
+    def repeats(self, block: int) -> bool:
+        """Whether a block that came is here already; counted as a duplicate then."""
+        if block > self.horizon or block not in self.blocks:
+            return False
+        self.duplicates += 1
+        return True
+
     def fitting(self, first: int, count: int, room: int) -> tuple[int, int]:
         """How much of a run to take when the cache has room for `room` more blocks; duplicates need none.
 

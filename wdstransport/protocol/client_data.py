@@ -133,3 +133,22 @@ class ClientData:
         self._update_end(last)
         self.missing.remove(first, last)
         return ignored
+
+    def repairs_only(self, lowest: int, highest: int) -> bool:
+        """Whether sequence numbers from `lowest` to `highest` lie where losses are counted already.
+
+        Then each is an arrival and fills its hole, and the order among them makes no difference.
+        """
+        known = min(self.end, self._highest_loss, self.highest, self.lead)
+        return 0 < self.first <= lowest and highest <= known
+
+    def on_repair(self, seq: int) -> None:
+        """One packet of such a batch has come; `on_repairs` does the rest for all of them."""
+        self.missing.remove(seq, seq)
+
+    def on_repairs(self, count: int, *, trail: int, master: int) -> None:
+        """`count` packets for which `repairs_only` holds have come (3.2.5.14), the last with this Trail."""
+        self.received_any = True
+        self.master = master
+        self.loss.arrived(count)
+        self._update_start(trail)

@@ -24,6 +24,7 @@ from wdstransport.wire.transport import (
     LeaveReason,
     Nack,
     OData,
+    OpCode,
     RData,
     TransportPacket,
     WireError,
@@ -32,6 +33,9 @@ from wdstransport.wire.transport import (
 )
 
 __all__ = ["ClientSession"]
+
+
+_DATA_CODES = (int(OpCode.ODATA), int(OpCode.RDATA))
 
 
 class ClientSession:
@@ -121,6 +125,9 @@ class ClientSession:
         if batch.source != self.server:
             self.dropped[DropReason.FOREIGN_SOURCE.value] += total
             return
+        if total == 1 and not self._may_be_data(batch):
+            self._receive_one(batch, 0, now, multicast)
+            return
         records, leftover, dropped = parse_data(
             batch, session_id=self.session_id, security=self._server_security
         )
@@ -139,6 +146,11 @@ class ClientSession:
             leftover = leftover[leftover > records.rows[0]]
         for row in leftover.tolist():
             self._receive_one(batch, row, now, multicast)
+
+    def _may_be_data(self, batch: Batch) -> bool:
+        """Whether a lone datagram's OpCode is that of data; most are NCF, one for each NACK of anybody."""
+        at = self._server_security.header_len + 4
+        return len(batch.buffer) > at and batch.buffer[at] in _DATA_CODES
 
     def _on_records(self, records: DataRecords, now: float) -> None:
         accepted = len(records)

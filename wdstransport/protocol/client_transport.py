@@ -300,6 +300,53 @@ class ClientTransport:
             return [(DropReason.STATE, count)]
         self._zero_nack_sent = False
         dropped: list[tuple[DropReason, int]] = []
+        if not self._on_repairs(records):
+            self._on_runs(records, dropped)
+        if self.state is ClientState.REGULAR:
+            if sum(number for _, number in dropped) < count:
+                self._counted_in(now)
+            self._manage_nack(now)
+        return dropped
+
+    def _on_repairs(self, records: DataRecords) -> bool:
+        """A batch of RDATA alone, each a repair that somebody asked for: most are not for this client.
+
+        Returns:
+            Whether it was such a batch; if not, nothing has changed.
+        """
+        sequences = records.odata_seq_no
+        if not records.retransmitted.all() or (records.trail_odata_seq_no > sequences).any():
+            return False
+        numbers, blocks = sequences.tolist(), records.block_number.tolist()
+        masters = records.client_id.tolist()
+        data, application = self.data, self.application
+        if not data.repairs_only(min(numbers), max(numbers)) or masters.count(masters[-1]) != len(masters):
+            return False
+        if not all(application.accepts(block, 1, records.block_len) for block in blocks):
+            return False
+        data.on_repairs(len(numbers), trail=int(records.trail_odata_seq_no[-1]), master=masters[-1])
+        wanted: set[int] = set()
+        if masters[-1] == self.client_id:
+            wanted.update(np.flatnonzero(records.fw_lead >= sequences).tolist())
+        fresh: list[list[int]] = []  # runs as [first, one behind the last, block]
+        rows = records.rows.tolist()
+        for row, (number, block) in enumerate(zip(numbers, blocks, strict=True)):
+            data.on_repair(number)
+            if row in wanted:
+                self._acknowledge(data.continuous(), int(records.header[row]["sender_time"]))
+            if application.repeats(block):
+                continue
+            last = fresh[-1] if fresh else [0, -1, 0]
+            if last[1] == row and block - last[2] == row - last[0] == rows[row] - rows[last[0]]:
+                last[1] = row + 1
+            else:
+                fresh.append([row, row + 1, block])
+        for start, stop, block in fresh:
+            self._pass_on(records, start, stop, block)
+        return True
+
+    def _on_runs(self, records: DataRecords, dropped: list[tuple[DropReason, int]]) -> None:
+        count = len(records)
         sequences, blocks, trails = records.odata_seq_no, records.block_number, records.trail_odata_seq_no
         if records.is_one_run():
             edges = [0, count]
@@ -335,11 +382,6 @@ class ClientTransport:
                 place += 1
             run = _Run(start, last - start + 1, first_seq, first_block, trail, master)
             self._on_run(records, run, wanted[answered:place], dropped)
-        if self.state is ClientState.REGULAR:
-            if sum(number for _, number in dropped) < count:
-                self._counted_in(now)
-            self._manage_nack(now)
-        return dropped
 
     def _on_run(
         self, records: DataRecords, run: _Run, wanted: list[int], dropped: list[tuple[DropReason, int]]
