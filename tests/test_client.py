@@ -360,12 +360,6 @@ class TestPipes:
             assert (await site.events.wait(ClientLeft)).reason == "cancelled"
         os.close(writing)
 
-    @pytest.mark.xfail(
-        strict=True,
-        reason="reception.py _transfer(): the writer's thread is waited for, shielded, before run() calls "
-        "sink.abandon(), which alone ends a write to a reader that has stopped: Ctrl-C, a kick and a dead "
-        "server all hang until somebody reads (or a second Ctrl-C)",
-    )
     async def test_a_cancellation_ends_the_reception_also_while_the_reader_has_stopped(self):
         pipe = Pipe(100_000)
         async with serving(image(500_000)) as site, trio.open_nursery() as nursery:
@@ -554,11 +548,6 @@ class TestOptions:
         ],
         ids=str,
     )
-    @pytest.mark.xfail(
-        strict=True,
-        reason="reception.py ReceptionSettings checks neither timeout (a bare ValueError from trio), port "
-        "(getaddrinfo takes it modulo 65536) nor cache_bytes (nothing is ever taken: it waits for ever)",
-    )
     async def test_these_cannot_be_either(self, options):
         deaf = Server(b"x")
         try:
@@ -567,11 +556,6 @@ class TestOptions:
         finally:
             deaf.close()
 
-    @pytest.mark.xfail(
-        strict=True,
-        reason="client_transport.py _pass_on(): a block larger than the cache is refused for ever, and "
-        "receive() never ends",
-    )
     async def test_a_cache_smaller_than_a_block_is_refused_or_takes_blocks_one_by_one(self):
         async with serving(image(5000), block_size=2000) as site, trio.open_nursery() as nursery:
             reception = Reception(nursery, site.port, cache_bytes=1000)

@@ -77,6 +77,12 @@ class ReceptionSettings:
     def __post_init__(self) -> None:
         if self.security not in MODES:
             raise UsageError(f"security is one of {', '.join(MODES)}, not {self.security!r}")
+        if not 0 <= self.timeout < math.inf:
+            raise UsageError(f"a timeout is a number of seconds, 0 or more, not {self.timeout}")
+        if not 1 <= self.port <= 65535:
+            raise UsageError(f"a UDP port is 1 to 65535, not {self.port}")
+        if self.cache_bytes < 1:
+            raise UsageError(f"a cache holds at least one block, so not {self.cache_bytes} bytes")
         if not 0 <= self.drop_share < 1:
             raise UsageError(
                 f"a share of datagrams to lose is at least 0 and less than 1, not {self.drop_share}"
@@ -151,6 +157,12 @@ class Reception:
             timeout=settings.timeout,
         )
         self._initiated(offer)
+        # The cache is charged the whole MS-WDSMA packet, 13 bytes more than its block (MS-WDSMT 3.2.5.13).
+        if settings.cache_bytes < offer.block_size + 13:
+            raise UsageError(
+                f"a cache of {settings.cache_bytes} bytes cannot take this server's blocks of "
+                f"{offer.block_size} bytes; give it {offer.block_size + 13} at least, better many times that."
+            )
         sink = self._sink = await trio.to_thread.run_sync(settings.sink, offer.content_size)
         try:
             await trio.to_thread.run_sync(sink.prepare)
@@ -159,7 +171,7 @@ class Reception:
             else:
                 await self._complete(sink)  # content of no bytes (deviation 46)
         except BaseException as error:
-            self.kept = sink.abandon()
+            self.kept = sink.abandon() or self.kept
             if self.kept is not None and isinstance(error, TransportError):
                 error.add_note(f"What arrived is kept in {self.kept}.")
             raise
@@ -216,6 +228,10 @@ class Reception:
                 nursery.start_soon(self._finish, sink)
                 await driver.run()
                 nursery.cancel_scope.cancel()
+        except BaseException:
+            # A write to a pipe whose reader has stopped ends only when the sink lets go of it.
+            self.kept = sink.abandon()
+            raise
         finally:
             with trio.CancelScope(shield=True):
                 await self._writer.worker.close()
