@@ -1,0 +1,15 @@
+"""The committed curve is what the code does: a change in behaviour shows as a change of numbers in review."""
+
+from pathlib import Path
+
+import pytest
+from curve import GIGABIT, run
+
+SNAPSHOT = Path(__file__).parent / "CURVE.md"
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.001, 0.01])
+@pytest.mark.parametrize("clients", [1, 10])
+def test_cheap_rows_of_the_committed_curve_come_out_again(clients, loss):
+    _, row = run(1, clients, loss, 20_000_000, GIGABIT, 0.0002)
+    assert row in SNAPSHOT.read_text().splitlines(), "run `make curve`, and explain the change in its commit"
