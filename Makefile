@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: test lint types unit demo fuzz bench micro curve clean
+.PHONY: test lint types unit demo fuzz bench micro curve mutate clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,10 @@ micro: $(STAMP)
 # The table of image time against clients and loss, in virtual time: minutes, most of them for a thousand clients.
 curve: $(STAMP)
 	PYTHONPATH=. $(BIN)/python tests/sim/curve.py > tests/sim/CURVE.md
+
+# Plants every fault of tests/mutation/faults in a copy, one at a time: an hour or so. MUTATE='--only window' is short.
+mutate: $(STAMP)
+	$(BIN)/python tests/mutation/mutate.py $(MUTATE)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
