@@ -11,9 +11,11 @@ import random
 from collections.abc import Callable, Iterable
 
 import numpy as np
+from disk import Disk
 from image import Copy, Image
 from monitor import Monitor
-from network import Address, Conditions, Network, Path, Socket
+from network import Address, Conditions, Network, Path, Socket, packed, unpacked
+from witness import Witness
 from world import World
 
 from wdstransport.protocol.client_session import ClientSession
@@ -400,38 +402,6 @@ class Server(Driver):
         self.host.sockets.pop(self.port, None)
 
 
-def packed(ip: str) -> bytes:
-    """An IPv4 address as 4 bytes."""
-    return bytes(int(part) for part in ip.split("."))
-
-
-def unpacked(ip: bytes) -> str:
-    """And back."""
-    return ".".join(str(part) for part in ip)
-
-
-class Disk:
-    """Where a receiver stores: so many bytes a second, one write after the other, with stalls."""
-
-    def __init__(self, world: World, rate: float | None = None) -> None:
-        self._world, self.rate = world, rate
-        self._free_at = 0.0
-        self._stalls: list[tuple[float, float]] = []
-
-    def stall(self, seconds: float) -> None:
-        """Store nothing for that long from now on; what is under way is late by it too."""
-        self._stalls.append((self._world.now, self._world.now + seconds))
-
-    def finished(self, size: int) -> float:
-        """When a write that starts now will be done."""
-        at = max(self._free_at, self._world.now)
-        for start, end in self._stalls:
-            if start <= at < end:
-                at = end
-        self._free_at = at + (size / self.rate if self.rate else 0.0)
-        return self._free_at
-
-
 class Receiver(Driver):
     """A client session with its copy and its disk.
 
@@ -452,6 +422,7 @@ class Receiver(Driver):
         disk: Disk | None = None,
         copy: Copy | None = None,
         session_id: int | None = None,
+        watched: bool = True,
     ) -> None:
         super().__init__(host, port)
         self.name = name
@@ -474,8 +445,10 @@ class Receiver(Driver):
         self.copy = copy or Copy(self.world, image, name)
         self.group = server.group
         self.parameters = parameters or ClientParameters()
+        number = server.session_id if session_id is None else session_id
+        self.witness = Witness(self.world, name, number, image.total_blocks, have) if watched else None
         self.session = ClientSession(
-            session_id=server.session_id if session_id is None else session_id,
+            session_id=number,
             server=server.address,
             content_size=image.size,
             block_size=image.block_size,
@@ -498,6 +471,8 @@ class Receiver(Driver):
         if not self.running:
             return
         now = self.now()
+        if self.witness is not None and batch.source == self.session.server:
+            self.witness.heard(batch)
         self.session.receive(batch, now, multicast=multicast)
         transport = self.session.transport
         if len(transport.data.missing) > self.largest_missing:
@@ -541,12 +516,16 @@ class Receiver(Driver):
 
     def _send(self, now: float) -> None:
         for datagram in self.session.take_outgoing(now):
+            if self.witness is not None:
+                self.witness.sent(datagram)
             self.network.send(self.host, self.port, self.session.server, memoryview(datagram), len(datagram))
 
     def _handle_events(self, now: float) -> None:
         for event in self.session.take_events():
             match event:
                 case BlocksArrived():
+                    if self.witness is not None:
+                        self.witness.delivered(event.first_block, event.count)
                     if self.disk is None:
                         self.copy.write(event)
                         self.session.stored(event, now)
@@ -605,6 +584,8 @@ class Receiver(Driver):
         self.network.join(self.group, self.host, self)
         server = (unpacked(event.unicast_address), event.unicast_port)
         self.session.enter_lower_session(event.session_id, server, self.now())
+        if self.witness is not None:
+            self.witness.moved(event.session_id)
 
     def cancel(self) -> None:
         """The user interrupts it."""

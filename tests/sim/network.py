@@ -27,6 +27,16 @@ FRAME_OVERHEAD = 66
 """Bytes a datagram costs on the wire besides itself: IPv4 20, UDP 8, Ethernet 18, preamble and gap 20."""
 
 
+def packed(ip: str) -> bytes:
+    """An IPv4 address as 4 bytes."""
+    return bytes(int(part) for part in ip.split("."))
+
+
+def unpacked(ip: bytes) -> str:
+    """And back."""
+    return ".".join(str(part) for part in ip)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bursts:
     """Gilbert and Elliott: a good state without loss and a bad one; shares are chances per datagram."""

@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hosts import Disk, Host, Receiver, Server
+from disk import Disk
+from hosts import Host, Receiver, Server
 from image import Copy, Image
 from network import Conditions, Network
 from pcapng import Capture
 from sharing import shared_decoding
-from world import World
+from world import SimulationFailure, World
 
 from wdstransport.protocol.parameters import ClientParameters, ServerParameters
 from wdstransport.wire.security import Security
@@ -163,6 +164,7 @@ class Simulation:
             disk=disk,
             copy=copy,
             session_id=session_id,
+            watched=not self.share,
         )
         self.receivers.append(receiver)
         self._unfinished += 1
@@ -216,6 +218,10 @@ class Simulation:
             with shared_decoding() if self.share else nullcontext():
                 self.world.run(until, lambda: not (to_the_end or self._unfinished or self._expected))
                 self.world.run(self.world.now + SETTLE, lambda: False)
+        except Exception as error:
+            if not isinstance(error, SimulationFailure):
+                error.add_note(f"seed {self.world.seed}, t = {self.world.now:.6f} s")
+            raise
         finally:
             if self.capture is not None:
                 self.capture.close()

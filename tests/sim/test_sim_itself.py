@@ -10,7 +10,9 @@ from network import Bursts, Chance, Conditions, Network, Path
 from scenario import MEGABYTE, Simulation, seeds
 from world import SimulationFailure, World
 
+from wdstransport.protocol.client_application import ClientApplication
 from wdstransport.protocol.client_data import ClientData
+from wdstransport.wire.application import CntCir, encode
 
 
 def story(sim):
@@ -116,14 +118,42 @@ def test_a_wrong_byte_at_a_receiver_fails_the_run(monkeypatch):
 
 
 def test_a_session_that_forgets_its_losses_is_noticed(monkeypatch):
-    """Without NACKs the copies still become whole, in further rounds: the number of rounds tells."""
     monkeypatch.setattr(ClientData, "_update_end", lambda self, end: setattr(self, "end", max(self.end, end)))
     sim = Simulation(1, loss=0.02)
+    sim.clients(sim.server(min_clients=2), 2)
+    with pytest.raises(SimulationFailure, match=r"seed 1.*client \d acknowledged \d+, but \d+ never came"):
+        sim.run()
+
+
+def test_forgotten_losses_cost_further_rounds(monkeypatch):
+    """Without NACKs the copies still become whole; the number of rounds tells."""
+    monkeypatch.setattr(ClientData, "_update_end", lambda self, end: setattr(self, "end", max(self.end, end)))
+    sim = Simulation(1, loss=0.02, share=True)  # nobody watches what clients say
     server = sim.server(min_clients=2)
     sim.clients(server, 2)
     sim.run()
     sim.check()
     assert len(server.monitor.round_blocks) > 1
+
+
+def test_a_client_that_asks_for_what_it_has_is_noticed(monkeypatch):
+    monkeypatch.setattr(
+        ClientApplication, "missing_packet", lambda self, now: encode(CntCir(0, 0, ((1, 2),)))
+    )
+    sim = Simulation(1)
+    server = sim.server()
+    sim.client(server)
+    with pytest.raises(SimulationFailure, match=r"says it misses \[\(1, 2\)\]"):
+        sim.run()
+
+
+def test_an_error_in_a_session_names_the_seed(monkeypatch):
+    monkeypatch.setattr(ClientData, "continuous", lambda self: 1 // 0)
+    sim = Simulation(7)
+    sim.client(sim.server())
+    with pytest.raises(ZeroDivisionError) as caught:
+        sim.run()
+    assert caught.value.__notes__[0].startswith("seed 7, t = 0.")
 
 
 def test_datagrams_to_nobody_vanish():
