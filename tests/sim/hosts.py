@@ -409,6 +409,7 @@ class Receiver(Driver):
         outcome: how it ended, or None; "complete" means that every block was compared and stored.
         ended_at: virtual time of that.
         stays: whether the scenario lets it run to its end (it does not kill it).
+        pending: blocks on their way to the disk, by the first of them.
     """
 
     def __init__(
@@ -437,7 +438,7 @@ class Receiver(Driver):
         self.largest_missing = 0
         self.largest_cache = 0
         self.on_over: Callable[[Receiver], None] | None = None
-        self._unstored = 0
+        self.pending: dict[int, BlocksArrived] = {}
         self._all = False
         self._sessions: dict[tuple[int, int], Server] = {}
         image = server.image
@@ -465,6 +466,9 @@ class Receiver(Driver):
         )
         self.network.join(self.group, host, self)
         self.pump()
+
+    def __repr__(self) -> str:
+        return self.name
 
     def arrived(self, batch: Batch, *, multicast: bool) -> None:
         """Datagrams for this client's own socket or its group's."""
@@ -530,7 +534,7 @@ class Receiver(Driver):
                         self.copy.write(event)
                         self.session.stored(event, now)
                     else:
-                        self._unstored += 1
+                        self.pending[event.first_block] = event
                         size = event.count * event.block_len
                         self.world.at(self.disk.finished(size), self._stored, event)
                 case AllReceived():
@@ -542,7 +546,7 @@ class Receiver(Driver):
                     self._follow(event)
                 case Joined():
                     self.client_ids.append(event.client_id)
-        if self._all and not self._unstored and not self.session.over:
+        if self._all and not self.pending and not self.session.over:
             self.session.leave(Left.COMPLETE, now)
             self._all = False
             for event in self.session.take_events():
@@ -556,7 +560,7 @@ class Receiver(Driver):
             self.world.after(0.01, self._stored, event)
             return
         self.copy.write(event)
-        self._unstored -= 1
+        del self.pending[event.first_block]
         self.session.stored(event, self.now())
         self.pump()
 
