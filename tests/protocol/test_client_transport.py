@@ -919,25 +919,35 @@ def test_packets_that_a_server_does_not_send_are_refused(client, packet):
 
 @st.composite
 def batches(draw):
-    """Batches of one server: consecutive, repeated and lost packets; master and trail move with time."""
+    """Batches of one server: consecutive, repeated and lost packets; master and trail move with time.
+
+    Each is (whether it is RDATA, rows). Repairs are in any order, asked for by anybody: some are from before
+    this client's first packet, some run ahead of ODATA that was lost.
+    """
     found, seq, trail, master = [], draw(st.integers(1, 5)), 0, draw(st.sampled_from([ME, OTHER]))
     for _ in range(draw(st.integers(1, 6))):
         rows = []
         if draw(st.integers(0, 9)) == 0:
             master = draw(st.sampled_from([ME, OTHER]))
         trail = max(trail, draw(st.integers(0, max(0, seq - 3))))
+        rdata = draw(st.integers(0, 2)) == 0
         for _ in range(draw(st.integers(1, 9))):
-            kind = draw(st.integers(0, 9))
-            if kind == 0:
-                seq += draw(st.integers(1, 4))
-            number = seq
-            if kind == 1 and seq > 4:
-                number = draw(st.integers(max(1, trail), seq - 1))
+            if rdata:
+                low = max(1, trail, seq - 12)
+                number = draw(st.integers(low, max(low, seq + draw(st.sampled_from([-1, -1, 2])))))
+                seq = max(seq, number + 1)
             else:
-                seq += 1
+                kind = draw(st.integers(0, 9))
+                if kind == 0:
+                    seq += draw(st.integers(1, 4))
+                number = seq
+                if kind == 1 and seq > 4:
+                    number = draw(st.integers(max(1, trail), seq - 1))
+                else:
+                    seq += 1
             lead = draw(st.sampled_from([NO_LEAD, 0, number]))
             rows.append((number, trail if trail <= number else number, master, lead))
-        found.append(rows)
+        found.append((rdata, rows))
     return found
 
 
@@ -954,7 +964,7 @@ def literally(literal, rows):
 @settings(STEADY, max_examples=200)
 def test_batch_leaves_what_its_packets_leave_one_by_one(script):
     client, literal = ClientScript().regular(), LiteralClient()
-    for rows in script:
+    for rdata, rows in script:
         client.transport.on_data(
             records(
                 [(seq, seq) for seq, *_ in rows],
@@ -962,6 +972,7 @@ def test_batch_leaves_what_its_packets_leave_one_by_one(script):
                 trails=[trail for _, trail, _, _ in rows],
                 masters=[master for _, _, master, _ in rows],
                 leads=[lead for *_, lead in rows],
+                rdata=rdata,
             ),
             T,
         )
@@ -1015,6 +1026,33 @@ def test_repairs_are_counted_as_what_they_are(client):
     assert arrived(client) == [(1, 4, 1, 23)]
     assert [(ack.odata_seq_no, ack.server_time) for ack in client.sent(Ack)] == [(2, 501)]
     assert client.data.loss.rate == pytest.approx(loss * (1 - 500 / 65536) ** 3)
+
+
+def test_repairs_of_another_content_are_dropped_alone(client):
+    client.odata(T, 9, 30)
+    client.events()
+    dropped = client.odata(T, (10, 10), (11, 100_001), (12, 12), trail=9, rdata=True)
+    assert dropped == [(DropReason.FIELD, 1)]
+    assert arrived(client) == [(0, 10, 1, 23), (2, 12, 1, 23)]
+    assert 11 in client.data.missing
+
+
+def test_repair_below_its_own_trail_is_dropped_alone(client):
+    client.odata(T, 9, 30)
+    client.events()
+    dropped = client.transport.on_data(
+        records([(10, 10), (15, 15)], block_len=10, trails=[11, 9], masters=[OTHER] * 2, rdata=True), T
+    )
+    assert dropped == [(DropReason.FIELD, 1)]
+    assert arrived(client) == [(1, 15, 1, 23)]
+    assert 10 in client.data.missing
+
+
+def test_trail_of_repairs_ends_the_search_for_what_is_below_it(client):
+    client.odata(T, 9, 30)
+    client.odata(T, 20, 25, trail=15, rdata=True)
+    assert list(client.data.missing) == [(15, 19), (21, 24), (26, 29)]
+    assert client.data.trail == 15
 
 
 def test_packet_of_a_run_that_is_below_its_own_trail_is_dropped_alone(client):

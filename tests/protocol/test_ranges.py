@@ -79,6 +79,13 @@ def test_remove_below_keeps_the_number_itself():
     assert list(numbers) == [(8, 9)]
 
 
+def test_first_ranges_are_the_lowest():
+    numbers = RangeSet([(7, 9), (1, 2), (20, 20), (4, 5)])
+    assert numbers.first_ranges(2) == ((1, 2), (4, 5))
+    assert numbers.first_ranges(9) == ((1, 2), (4, 5), (7, 9), (20, 20))
+    assert numbers.first_ranges(0) == ()
+
+
 def test_numbers_of_64_bits_are_held_without_counting_them_out():
     numbers = RangeSet([(1, LAST)])
     numbers.remove(2**63, 2**63)
