@@ -262,6 +262,7 @@ class Simulation:
         monitor, parameters, world = server.monitor, server.parameters, self.world
         for sent, wanted in zip(monitor.round_blocks, monitor.round_wanted, strict=True):
             world.require(sent <= wanted, f"{sent} ODATA in a round for {wanted} blocks")
+        world.require(not monitor.useless_repairs, f"{monitor.useless_repairs} RDATA that nobody asked for")
         tables = monitor.tables
         world.require(tables["active"] <= parameters.max_clients, "too many active clients")
         world.require(tables["pending"] <= parameters.max_pending_clients, "too many pending clients")

@@ -77,11 +77,6 @@ class Expected:
         self._calm_since = now
 
 
-def living(rooms):
-    """Whether anybody is there to whom something can happen."""
-    return bool(rooms.living())
-
-
 class Rooms(RuleBasedStateMachine):
     """One server, one for those it demotes, and a few clients to whom things happen."""
 
@@ -197,7 +192,6 @@ class Rooms(RuleBasedStateMachine):
             for expected in self.expected.values():
                 expected.look(world.now, self.everybodys)
 
-    @precondition(living)
     @rule(data=st.data(), pause=PAUSES)
     def leave(self, data, pause):
         client = self.pick(data, lambda each: not each.host.frozen)
@@ -206,7 +200,6 @@ class Rooms(RuleBasedStateMachine):
             client.cancel()
         self.pass_time(pause)
 
-    @precondition(living)
     @rule(data=st.data(), pause=PAUSES)
     def kick(self, data, pause):
         client = self.pick(data, lambda each: not self.home(each).host.frozen)
@@ -214,7 +207,6 @@ class Rooms(RuleBasedStateMachine):
             self.expected[client].ends |= {"kicked"} | self.ends_of_the_unaddressed(client)
         self.pass_time(pause)
 
-    @precondition(living)
     @rule(data=st.data(), pause=PAUSES)
     def demote(self, data, pause):
         client = self.pick(data, lambda each: self.home(each) is self.server and not self.server.host.frozen)
@@ -227,7 +219,6 @@ class Rooms(RuleBasedStateMachine):
         """Who came back at its old port and has no ClientId yet does not know that KICK or DEMOTE mean it."""
         return set() if client.client_ids else {"inactive"}
 
-    @precondition(living)
     @rule(data=st.data(), pause=PAUSES, share=SHARES)
     def lose(self, data, pause, share):
         client = self.pick(data)
@@ -235,7 +226,6 @@ class Rooms(RuleBasedStateMachine):
             client.host.set(loss=share)
         self.pass_time(pause)
 
-    @precondition(living)
     @rule(data=st.data(), pause=PAUSES, way=st.sampled_from(["up", "down", "both"]))
     def cut(self, data, pause, way):
         client = self.pick(data)
@@ -245,7 +235,6 @@ class Rooms(RuleBasedStateMachine):
                 getattr(client.host, name).set(blocked=True)
         self.pass_time(pause)
 
-    @precondition(living)
     @rule(data=st.data(), pause=PAUSES)
     def heal(self, data, pause):
         client = self.pick(data, lambda each: "cut" in self.expected[each].troubles)
@@ -254,7 +243,6 @@ class Rooms(RuleBasedStateMachine):
             self.trouble(client, "cut", on=False)
         self.pass_time(pause)
 
-    @precondition(living)
     @rule(data=st.data(), pause=PAUSES)
     def freeze(self, data, pause):
         client = self.pick(data, lambda each: not each.host.frozen)
@@ -263,7 +251,6 @@ class Rooms(RuleBasedStateMachine):
             client.host.freeze()
         self.pass_time(pause)
 
-    @precondition(living)
     @rule(data=st.data(), pause=PAUSES)
     def thaw(self, data, pause):
         client = self.pick(data, lambda each: each.host.frozen)
@@ -272,7 +259,6 @@ class Rooms(RuleBasedStateMachine):
             self.trouble(client, "frozen", on=False)
         self.pass_time(pause)
 
-    @precondition(living)
     @rule(data=st.data(), pause=PAUSES, seconds=st.sampled_from([0.2, 2.0, 15.0]))
     def stall(self, data, pause, seconds):
         client = self.pick(data, lambda each: each.disk is not None)
@@ -280,7 +266,6 @@ class Rooms(RuleBasedStateMachine):
             client.disk.stall(seconds)
         self.pass_time(pause)
 
-    @precondition(living)
     @rule(data=st.data(), pause=PAUSES)
     def die(self, data, pause):
         client = self.pick(data)
@@ -289,7 +274,6 @@ class Rooms(RuleBasedStateMachine):
             client.host.die()
         self.pass_time(pause)
 
-    @precondition(living)
     @rule(data=st.data(), pause=PAUSES, same_port=st.booleans(), keeps=st.booleans())
     def restart(self, data, pause, same_port, keeps):
         """The process dies, another starts at once: from the same port only where nobody removed it."""
@@ -408,7 +392,7 @@ class Rooms(RuleBasedStateMachine):
 
 TestRooms = Rooms.TestCase
 TestRooms.settings = settings(
-    max_examples=HISTORIES or 60,
+    max_examples=HISTORIES or 150,
     stateful_step_count=40 if HISTORIES else 20,
     derandomize=not HISTORIES,
     database=None,
