@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from protocol_scripts import STEADY, ServerScript, T, address, ms
 
+from wdstransport.protocol import server_data
 from wdstransport.protocol.loss import scaled_loss
 from wdstransport.protocol.server_data import ODataRun
 from wdstransport.protocol.server_transport import ServerState
@@ -397,6 +398,24 @@ def test_zero_nack_is_confirmed_with_an_empty_ncf(alone):
     assert alone.sent(Ncf) == [(Ncf(()), None)]
 
 
+def test_ncf_leaves_out_what_was_never_sent(alone):
+    """Deviation 58: a range beyond MCLead is repeated to nobody, one that starts at it is."""
+    first = alone.open_window(alone.master, T + 2)
+    alone.data.take_odata(3, T + 2)
+    lead = first + 2
+    alone.nack(alone.master, [(first, first), (lead, lead + 9), (lead + 11, lead + 12)], T + 3)
+    assert alone.sent(Ncf) == [(Ncf(((first, first), (lead, lead + 9))), None)]
+
+
+def test_nack_with_more_ranges_than_a_datagram_holds_is_confirmed_in_several(alone, monkeypatch):
+    monkeypatch.setattr(server_data, "_NCF_RANGES", 2)
+    first = alone.open_window(alone.master, T + 2)
+    alone.data.take_odata(9, T + 2)
+    ranges = tuple((first + place, first + place) for place in range(0, 9, 2))
+    alone.nack(alone.master, ranges, T + 3)
+    assert [packet for packet, _ in alone.sent(Ncf)] == [Ncf(ranges[:2]), Ncf(ranges[2:4]), Ncf(ranges[4:])]
+
+
 def test_masters_nack_tells_its_loss(alone):
     alone.nack(alone.master, [(1, 1)], T + 3, loss=2 * 10**15, hi=9)
     assert alone.data.mc_loss == pytest.approx(0.2)
@@ -412,11 +431,12 @@ def test_others_nack_is_repaired_too(pair):
     assert pair.data.mc_loss == 0.0
 
 
-def throughput_pair(loss, *, rtt=0.020):
+def throughput_pair(loss, *, rtt=0.020, gave_up_on=False):
     """A master with 20 ms and 1 % loss; the other's NACK."""
     server = Round(2)
     server.data.mcrtt, server.data.mc_loss = 0.020, 0.01
-    server.clients.active[server.others[0]].rtt = rtt
+    other = server.clients.active[server.others[0]]
+    other.rtt, other.gave_up_on = rtt, gave_up_on
     server.nack(server.others[0], [(1, 1)], T + 3, loss=scaled_loss(loss))
     return server
 
@@ -427,6 +447,11 @@ def test_client_with_three_quarters_of_the_masters_throughput_takes_over():
     assert server.data.master_client_id == server.others[0]
     assert server.data.mcrtt == pytest.approx(0.020)
     assert server.data.mc_loss == pytest.approx(0.025)
+
+
+def test_client_that_did_not_answer_as_master_does_not_take_over_by_a_nack():
+    server = throughput_pair(0.025, gave_up_on=True)
+    assert server.data.master_client_id == server.master
 
 
 def test_client_just_above_three_quarters_does_not_take_over():
