@@ -801,6 +801,24 @@ def test_nack_that_changes_the_master_sets_the_window_to_what_the_new_one_has(na
     assert narrow.data.mc_trail == 120
 
 
+def test_new_master_that_misses_what_is_no_longer_kept_starts_at_the_oldest_packet_kept(narrow):
+    slow, now = behind_in_steps(narrow)
+    narrow.data.cleanup_timer(now + 1.5)
+    assert narrow.data.packets.first_seq == 200
+    narrow.nack(slow, ((121, 125),), now + 1.6, loss=10**15, hi=199)
+    assert narrow.data.master_client_id == slow
+    assert narrow.data.mc_trail == 199
+
+
+def test_new_master_has_a_second_of_its_own_however_long_nothing_moved_before(narrow):
+    slow, now = behind_in_steps(narrow)
+    report(narrow, slow, 100, now + 5)
+    narrow.data.cleanup_timer(now + 5.9)
+    assert narrow.data.mc_trail == 100
+    narrow.data.cleanup_timer(now + 6.0)
+    assert narrow.data.mc_trail == 200
+
+
 def test_master_that_does_not_answer_is_not_chosen_again_while_there_is_another():
     server = Round(2, rtt=0.010)
     server.clients.active[server.master].rtt = 0.5
