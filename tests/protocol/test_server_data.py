@@ -533,6 +533,15 @@ def test_unacknowledged_packets_stay_however_old(alone):
     alone.send_all(T + 2)
     alone.data.cleanup_timer(T + 50)
     assert alone.data.packets.find(1) is not None
+    first = alone.open_window(alone.master, T + 51)
+    alone.data.take_odata(5, T + 51)
+    alone.ack(alone.master, first + 1, T + 52)
+    alone.data.cleanup_timer(T + 60)
+    assert [alone.data.packets.find(seq) is None for seq in (first, first + 1, first + 4)] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_cleanup_without_anything_to_drop_sends_no_spm(alone):
