@@ -267,6 +267,14 @@ def test_qcr_from_another_address_or_port_is_not_that_client(server):
     assert server.transport.state is ServerState.PRE_START
 
 
+def test_qcr_under_another_clients_id_changes_neither(server):
+    one, two = server.join(1, T), server.join(2, T)
+    packet = Qcr(one, 0, 0, 0, 77, 0, b"")
+    assert server.receive(packet, address(2), T) is DropReason.UNKNOWN_CLIENT
+    assert list(server.clients.pending) == [one, two]
+    assert not server.clients.active
+
+
 def test_qcr_updates_what_is_known_of_the_client(server):
     client = server.activate(1, T)
     seq = server.last_qcc()
@@ -844,6 +852,16 @@ def test_demote_is_repeated_every_500_ms_until_the_client_has_left(server):
     server.transport.handle_timers(T + 1.5)
     assert server.sent(Demote) == []
     assert ServerTimer.DEMOTE not in server.timers
+
+
+def test_demoted_client_that_joins_again_is_told_again_and_stays_removed(server):
+    client = server.activate(1, T)
+    server.transport.demote(client, LOWER, T)
+    ((demote, _),) = server.sent(Demote)
+    packet = Join("pc", bytes(4), bytes(6))
+    assert server.receive(packet, address(1), T + 0.1) is DropReason.STATE
+    assert server.sent() == [(demote, None)]
+    assert list(server.clients.demoted) == [client]
 
 
 def test_demote_for_251_clients_is_two_packets(server):
