@@ -6,17 +6,16 @@ to be sent, what happened, when is the next deadline.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterable
 
 import numpy as np
 from disk import Disk
 from image import Copy, Image
+from machine import Driver, Host
 from monitor import Monitor
-from network import Address, Conditions, Network, Path, Socket, packed, unpacked
+from network import Address, packed, unpacked
 from witness import Witness
-from world import World
 
 from wdstransport.protocol.client_session import ClientSession
 from wdstransport.protocol.events import (
@@ -42,146 +41,6 @@ BATCH = 44
 """Datagrams in one batch of ODATA: what UDP_SEGMENT takes of 1,477 bytes each."""
 SEND_AHEAD = 0.0005
 """Seconds of data a server puts into its link's queue before it waits."""
-
-
-class Host:
-    """A machine: an address, two paths, a clock of its own, and whether it runs.
-
-    Attributes:
-        frozen: it stands still; what arrives waits in its receive buffer.
-        dead: it is off.
-    """
-
-    def __init__(
-        self,
-        world: World,
-        network: Network,
-        ip: str,
-        *,
-        up: Conditions,
-        down: Conditions,
-        drift: float = 0.0,
-        clock_offset: float = 1000.0,
-        receive_buffer: int = 8 << 20,
-    ) -> None:
-        """Attach a machine.
-
-        Args:
-            world: the clock.
-            network: the switch.
-            ip: address.
-            up: the path to the switch.
-            down: the path from it.
-            drift: by how much its clock runs fast, a share.
-            clock_offset: what its clock shows when the run begins, seconds.
-            receive_buffer: bytes that wait while it is frozen.
-        """
-        self.world, self.network, self.ip = world, network, ip
-        self.up = Path(up, world.choices(f"{ip} up"))
-        self.down = Path(down, world.choices(f"{ip} down"))
-        self.sockets: dict[int, Socket] = {}
-        self.drift, self.clock_offset = drift, clock_offset
-        self.frozen = self.dead = False
-        self._receive_buffer = receive_buffer
-        self._waiting: list[tuple[Socket, Batch, bool]] = []
-        self._waiting_bytes = 0
-        self.overflowed = 0
-        network.attach(self)
-
-    def clock(self) -> float:
-        """What its clock shows."""
-        return self.clock_offset + self.world.now * (1 + self.drift)
-
-    def when(self, clock: float) -> float:
-        """The virtual time at which its clock shows that."""
-        return (clock - self.clock_offset) / (1 + self.drift)
-
-    def deliver(self, socket: Socket, batch: Batch, *, multicast: bool) -> None:
-        """Network: a batch has arrived."""
-        if self.dead:
-            return
-        if self.frozen:
-            if self._waiting_bytes + len(batch.buffer) > self._receive_buffer:
-                self.overflowed += 1
-                return
-            self._waiting_bytes += len(batch.buffer)
-            self._waiting.append((socket, batch, multicast))
-            return
-        socket.arrived(batch, multicast=multicast)
-
-    def freeze(self) -> None:
-        """Stand still."""
-        self.frozen = True
-
-    def thaw(self) -> None:
-        """Go on, with all that has arrived in between."""
-        self.frozen = False
-        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        for socket, batch, multicast in waiting:
-            socket.arrived(batch, multicast=multicast)
-        for socket in list(self.sockets.values()):
-            socket.pump()  # type: ignore[attr-defined]
-
-    def die(self) -> None:
-        """Go off without a word."""
-        self.dead = True
-        self.sockets.clear()
-        self._waiting.clear()
-
-    def set(self, **changes: object) -> None:
-        """Change the conditions of both paths."""
-        self.up.set(**changes)
-        self.down.set(**changes)
-
-
-class Driver:
-    """What both kinds of session need of a machine: a socket, a clock that never stands still, wake-ups."""
-
-    def __init__(self, host: Host, port: int) -> None:
-        self.host, self.port = host, port
-        self.address: Address = (host.ip, port)
-        self.world, self.network = host.world, host.network
-        self._local = -math.inf
-        self._wake_at = math.inf
-        self.wake_ups = 0
-        host.sockets[port] = self
-
-    @property
-    def running(self) -> bool:
-        """Whether this socket is the one that the machine has now, and the machine runs."""
-        return not self.host.dead and not self.host.frozen and self.host.sockets.get(self.port) is self
-
-    def now(self) -> float:
-        """The machine's clock, monotonic."""
-        host = self.host
-        clock = host.clock_offset + self.world.now * (1 + host.drift)
-        if clock > self._local:
-            self._local = clock
-        return self._local
-
-    def arrived(self, batch: Batch, *, multicast: bool) -> None:
-        """Host: a batch for this socket."""
-        raise NotImplementedError
-
-    def pump(self) -> None:
-        """Serve the session once."""
-        raise NotImplementedError
-
-    def arm(self, deadline: float) -> None:
-        """Wake up at a deadline of the machine's clock, unless that will happen earlier anyway."""
-        if deadline < self._wake_at:
-            self._wake_at = deadline
-            self.world.at(self.host.when(deadline), self._wake, deadline)
-
-    def _wake(self, deadline: float) -> None:
-        if deadline != self._wake_at:
-            return  # superseded by an earlier one
-        self._wake_at = math.inf
-        if self.running:
-            self.wake_ups += 1
-            # The way back from a deadline to virtual time rounds: never fall short of it.
-            self._local = max(self._local, deadline)
-            self.pump()
 
 
 class Server(Driver):
@@ -226,6 +85,7 @@ class Server(Driver):
         self.began_at: float | None = None
         self.on_event: Callable[[ServerSessionEvent], None] | None = None
         self._resume_armed = False
+        self._stale_head = (0, 0.0)
         self._slots: dict[tuple[int, bool], SlotBuffer] = {}
         self.pump()
 
@@ -371,6 +231,18 @@ class Server(Driver):
         table("demoted", len(lists.demoted))
         table("repairs", data.repairs_waiting)
         table("repairable", len(data.packets))
+        self._watch_cleanup()
+
+    def _watch_cleanup(self) -> None:
+        """In the Data state a packet that is a second old and acknowledged goes within a cleanup or two."""
+        data = self.session.transport.data
+        head = data.trail
+        if not data.master_client_id or not data.packets or head >= data.mc_trail:
+            self._stale_head = (0, 0.0)
+        elif self.now() - data.packets.find(head)[1] <= 1.0 or self._stale_head[0] != head:  # type: ignore[index]
+            self._stale_head = (head, self.world.now)
+        elif self.world.now - self._stale_head[1] > 2.1 * self.parameters.cleanup_data_list_interval:
+            self.world.fail(f"packet {head} is acknowledged and old, and kept all the same")
 
     def client_id(self, receiver: Receiver) -> int:
         """The ClientId of a receiver, 0 when it has none here."""
@@ -447,7 +319,10 @@ class Receiver(Driver):
         self.group = server.group
         self.parameters = parameters or ClientParameters()
         number = server.session_id if session_id is None else session_id
-        self.witness = Witness(self.world, name, number, image.total_blocks, have) if watched else None
+        self.witness: Witness | None = None
+        if watched:
+            checksums = isinstance(server.security, ChecksumSecurity)
+            self.witness = Witness(self.world, name, number, image.total_blocks, have, checksums=checksums)
         self.session = ClientSession(
             session_id=number,
             server=server.address,

@@ -32,9 +32,6 @@ CALM = 2.0
 """Seconds without trouble that end a trouble: SPM comes every 0.22 s, QCC every 0.5 s."""
 SETTLED = 900.0
 """Virtual seconds that everybody has to end in, once the trouble is over."""
-KEPT = 1.6
-"""Seconds after which an acknowledged packet is forgotten: CreationTime's 1 s, the cleanup's 0.2 s, and as
-much again for a clock that stood still or a Data state just entered."""
 BUSY = 2500.0
 """Wake-ups a second that nobody may need: a NACK every millisecond is the most that a rule asks for."""
 
@@ -109,7 +106,6 @@ class Rooms(RuleBasedStateMachine):
         self.everybodys = set()
         self.wake_ups = {}
         self.looked_at = 0.0
-        self.oldest = {}
         for _ in range(clients):
             self.add()
 
@@ -354,23 +350,6 @@ class Rooms(RuleBasedStateMachine):
             if data.master_client_id:
                 require(data.master_client_id in lists.active, "the master is not there")
                 require(server.session.transport.state is ServerState.DATA, "a master outside of Data state")
-
-    @invariant()
-    def what_nobody_can_ask_for_is_forgotten(self):
-        for server in (getattr(self, "sim", None) and self.sim.servers) or ():
-            data = server.session.transport.data
-            entered = self.oldest.get(server)
-            if not server.running or not data.master_client_id:
-                self.oldest[server] = None
-                continue
-            if entered is None:
-                self.oldest[server] = entered = self.sim.world.now
-            if self.sim.world.now - entered > KEPT and data.packets:
-                oldest = server.now() - data.packets.find(data.packets.first_seq)[1]
-                self.sim.world.require(
-                    oldest <= KEPT or data.packets.first_seq >= min(data.mc_trail, data.mc_lead),
-                    f"packet {data.packets.first_seq} is {oldest} s old and acknowledged",
-                )
 
     @invariant()
     def deadlines_move_forward_and_nobody_spins(self):

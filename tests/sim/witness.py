@@ -17,7 +17,6 @@ from wdstransport.wire.batch import Batch
 
 _JOINACK, _SPM, _ODATA, _RDATA, _ACK, _NACK, _POLLACK = 0x03, 0x01, 0x06, 0x07, 0x08, 0x09, 0x0D
 _RANGES = 64
-_CHECKSUM = 3
 
 
 class Witness:
@@ -28,9 +27,17 @@ class Witness:
     """
 
     def __init__(
-        self, world: World, name: str, session_id: int, total_blocks: int, have: Iterable[tuple[int, int]]
+        self,
+        world: World,
+        name: str,
+        session_id: int,
+        total_blocks: int,
+        have: Iterable[tuple[int, int]],
+        *,
+        checksums: bool,
     ) -> None:
         self._world, self._name, self._session_id = world, name, session_id
+        self._checksums = checksums
         self._there = np.zeros(total_blocks, bool)
         for start, end in have:
             self._there[start - 1 : end] = True
@@ -74,7 +81,7 @@ class Witness:
         at = 5 + int.from_bytes(datagram[3:5])
         if int.from_bytes(datagram[at : at + 4]) != self._session_id:
             return False
-        if datagram[2] != _CHECKSUM:
+        if not self._checksums:
             return True  # bits are turned in sessions with a checksum only
         total = int(np.frombuffer(datagram, np.uint8)[at:].sum(dtype=np.uint64))
         return (
