@@ -91,6 +91,36 @@ def test_repeated_and_overlapping_blocks_are_written_once(pipe: tuple[int, int])
     sink.finish()
 
 
+def test_block_over_several_early_stretches_takes_them_all_along(pipe: tuple[int, int]) -> None:
+    sink = prepared(pipe[1], 10)
+    sink.write(views(b"cd"), 2)
+    sink.write(views(b"gh"), 6)
+    sink.write(views(b"abcdefghi"), 0)
+    assert os.read(pipe[0], 100) == b"abcdefghi"
+    sink.finish()
+
+
+def test_early_block_that_overlaps_the_end_of_an_earlier_one_keeps_its_beginning(
+    pipe: tuple[int, int],
+) -> None:
+    sink = prepared(pipe[1], 10)
+    sink.write(views(b"cdef"), 2)
+    sink.write(views(b"efgh"), 4)
+    sink.write(views(b"ab"), 0)
+    assert os.read(pipe[0], 100) == b"abcdefgh"
+    sink.finish()
+
+
+def test_short_writes_are_continued(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, bytes(data[:3])))
+    sink = prepared(pipe[1], 10)
+    sink.write(views(b"abcdefgh"), 0)
+    assert os.read(pipe[0], 100) == b"abcdefgh"
+    assert sink.horizon() == 18
+    sink.finish()
+
+
 @settings(max_examples=80)
 @given(st.binary(max_size=60), st.integers(1, 20), st.randoms(use_true_random=True))
 def test_whatever_the_order_the_pipe_gets_the_image(image: bytes, window: int, random: Random) -> None:
