@@ -805,7 +805,9 @@ def test_closing_session_does_not_admit_who_was_about_to_join(server):
 def test_closing_session_sends_nothing_but_kick(server):
     (master, _), now = server.data_state(1, 2)
     server.open_window(master, now)
+    assert server.data.sendable()
     server.transport.close(KickReason.FALLBACK, now)
+    assert not server.data.sendable()
     server.data.withdraw()  # what the application does when nobody is left
     server.sent()
     for step in range(1, 60):
