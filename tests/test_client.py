@@ -22,6 +22,7 @@ from wdstransport import (
     Progress,
     RefusedError,
     RemoteError,
+    RemovedError,
     SendingStarted,
     StorageError,
     UsageError,
@@ -372,6 +373,21 @@ class TestPipes:
             await pipe.end()  # lets a writer that hangs come to its end, so that the test can say so
             await reception.ended.wait()
             assert ended
+
+    async def test_a_kick_ends_the_reception_also_while_the_reader_has_stopped(self):
+        pipe = Pipe(100_000)
+        async with serving(image(500_000)) as site, trio.open_nursery() as nursery:
+            reception = Reception(nursery, site.port, pipe.sink)
+            await until(lambda: pipe.sink.horizon() > 150_000)  # the pipe is full
+            (joined,) = reception.events.of(JoinedSession)
+            site.server.kick(site.session.session_id, joined.client_id)
+            with trio.move_on_after(3):
+                await reception.ended.wait()
+            ended = reception.ended.is_set()
+            await pipe.end()
+            await reception.ended.wait()
+            assert ended
+            assert isinstance(reception.error, RemovedError)
 
 
 class TestCancelling:

@@ -380,8 +380,10 @@ def test_nack_that_repeats_what_was_reported_cuts_the_window_no_more(alone):
     for now in (3.0, 3.2, 3.4):
         alone.nack(alone.master, [(1, 1), (9, 10)], T + now)
         assert alone.data.window.size == 48
+    alone.nack(alone.master, [(9, 99)], T + 3.5)  # nobody lost what was never sent
+    assert alone.data.window.size == 48
     alone.data.mc_lead = 20
-    alone.nack(alone.master, [(9, 11)], T + 3.6)
+    alone.nack(alone.master, [(11, 11), (9, 9)], T + 3.6)  # in whatever order
     assert alone.data.window.size == 36
 
 

@@ -33,10 +33,9 @@ Where it is not flat:
   not have, each of these is repaired once, for all who lost it.
 - *ACK grows with RDATA*: the master acknowledges each repair (MS-WDSMT 3.2.5.13); RDATA has no option to
   excuse it.
-- *NCF equals NACK*: the server confirms each (3.1.5.9.6).
-- *Without loss a hundred clients take 20 ms longer, a thousand 200 ms*: each waits up to MaxNACKBackOff
-  before its
-  LEAVE (3.2.5.4.3), which grows by a fifth of a millisecond a client (3.1.5.9.3)."""
+- *NCF follows NACK*: the server confirms each (3.1.5.9.6) that comes in Data state (deviation 47).
+- *Without loss a hundred clients take 20 ms longer, a thousand 200 ms*: that is MaxNACKBackOff, a fifth of a
+  millisecond a client (3.1.5.9.3), up to which each waits before its LEAVE (3.2.5.4.3)."""
 
 
 def run(seed: int, clients: int, loss: float, size: int, rate: float, rtt: float) -> tuple[Simulation, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 from network import Address, Conditions, Network, Path, Socket
 from world import World
@@ -100,7 +101,7 @@ class Host:
         self.down.set(**changes)
 
 
-class Driver:
+class Driver(ABC):
     """What both kinds of session need of a machine: a socket, a clock that never stands still, wake-ups."""
 
     def __init__(self, host: Host, port: int) -> None:
@@ -125,13 +126,13 @@ class Driver:
             self._local = clock
         return self._local
 
+    @abstractmethod
     def arrived(self, batch: Batch, *, multicast: bool) -> None:
         """Host: a batch for this socket."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pump(self) -> None:
         """Serve the session once."""
-        raise NotImplementedError
 
     def arm(self, deadline: float) -> None:
         """Wake up at a deadline of the machine's clock, unless that will happen earlier anyway."""

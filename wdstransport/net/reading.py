@@ -19,7 +19,7 @@ _DEPTH = 4
 _REPAIR_SLOTS = 64
 _REMEMBERED_BYTES = 12_000_000
 """What was sent last stays in memory: a repair is asked for within some round trips, and finds its block
-here. This is more than a window of 4096 Ethernet packets."""
+here. This is more than the widest window of Ethernet packets (6144, MaxWindowSize)."""
 
 
 @dataclass(slots=True)

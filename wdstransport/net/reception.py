@@ -171,7 +171,7 @@ class Reception:
             else:
                 await self._complete(sink)  # content of no bytes (deviation 46)
         except BaseException as error:
-            self.kept = sink.abandon() or self.kept
+            self.kept = sink.abandon()
             if self.kept is not None and isinstance(error, TransportError):
                 error.add_note(f"What arrived is kept in {self.kept}.")
             raise
@@ -228,11 +228,11 @@ class Reception:
                 nursery.start_soon(self._finish, sink)
                 await driver.run()
                 nursery.cancel_scope.cancel()
-        except BaseException:
-            # A write to a pipe whose reader has stopped ends only when the sink lets go of it.
-            self.kept = sink.abandon()
-            raise
         finally:
+            # A write to a pipe whose reader has stopped ends only when the sink lets go of it, however this
+            # ended. A file first gets what waits for it.
+            if not self.whole and sink.horizon() is not None:
+                sink.abandon()
             with trio.CancelScope(shield=True):
                 await self._writer.worker.close()
         self._check_departure(driver.departed, offer)

@@ -246,9 +246,9 @@ class DataState:
             self._set_master(client)
             has = packet.ranges[0][0] - 1 if packet.ranges else packet.hi_odata_seq_no
             self._follow(client, has, now)
-        # A Zero-NACK names nothing: it speaks of what came last (3.2.5.13).
-        newest = packet.ranges[-1][1] if packet.ranges else packet.hi_odata_seq_no
-        self.window.lost(now, self.mcrtt, newest, self.mc_lead)
+        # A Zero-NACK names nothing: it speaks of what came last (3.2.5.13). Nobody lost what was never sent.
+        newest = max((end for _, end in packet.ranges), default=packet.hi_odata_seq_no)
+        self.window.lost(now, self.mcrtt, min(newest, self.mc_lead), self.mc_lead)
         # Ranges of what was never sent are not repeated to the group (deviation 58).
         known = tuple(each for each in packet.ranges if each[0] <= self.mc_lead)
         for start in range(0, len(known) or 1, _NCF_RANGES):
