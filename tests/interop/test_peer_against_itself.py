@@ -182,9 +182,25 @@ def flipped(tail):
 
 
 class Impatient(Quick):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.flooded = threading.Event()
+
     def pump(self):
         self.window = 200
         super().pump()
+        if self.lead:
+            self.flooded.set()
+
+
+class Late(PeerClient):
+    """Answers no data before the server has sent all that it sends without an answer."""
+
+    sender: Impatient
+
+    def on_odata(self, p):
+        assert self.sender.flooded.wait(30)
+        super().on_odata(p)
 
 
 class Stubborn(Quick):
@@ -207,7 +223,6 @@ WRONG_SERVERS = [
     ("DATA", wrong_server("ODATA", tail=lambda t: t + b"\0"), 0),
     ("layout", wrong_server("QCC", options=[(0x0406, bytes(8))]), 0),
     ("FW_LEAD", wrong_server("ODATA", options=[(0x0406, struct.pack(">Q", 10**6))]), 0),
-    ("CurrentWindowSize", Impatient, 0),
     ("RDATA", wrong_server("NCF", drop=True), {"loss": 0.1}),
     ("NCF", wrong_server("NCF", tail=lambda t: [*t, (1, 1)]), {"loss": 0.1}),
     ("RDATA", wrong_server("RDATA", tail=flipped), {"loss": 0.1}),
@@ -220,6 +235,14 @@ def test_a_wrong_server_is_noticed(serve, rule, kind, options):
     peer = client(server, first=True, alone=True, seed=1, **(options or {}))
     result = peer.run(40, until=lambda: rule in peer.violations.counts)
     assert rule in rules(result.violations)
+
+
+def test_data_beyond_what_acknowledgements_opened_the_window_to_is_noticed(serve):
+    server = serve(Impatient, data=DATA[:150_000])
+    peer = client(server, Late, first=True, alone=True, seed=1)
+    peer.sender = server
+    result = peer.run(40, until=lambda: "CurrentWindowSize" in peer.violations.counts)
+    assert "CurrentWindowSize" in rules(result.violations)
 
 
 def wrong_client(name, **how):
