@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from itertools import groupby
 from typing import Protocol
 
 import trio
 
-from wdstransport.net.batching import BatchReader, BatchSender, SlabPool, probe_merging
+from wdstransport.net.batching import (
+    BatchReader,
+    BatchSender,
+    SlabPool,
+    probe_merging,
+    probe_segmentation,
+)
 from wdstransport.net.joining import RunReader
 from wdstransport.net.lossy import Lossy
 from wdstransport.net.multicast import GroupSocket, OpenSocket
@@ -32,7 +39,7 @@ the others up. Every `_GLIMPSE` seconds one read lets control packets in all the
 _NAP = 0.001
 _LONGEST_NAP = 0.004
 _NAP_BYTES = 1 << 15
-_NAP_WORTH = 1 << 18
+_NAP_WORTH = 1 << 19
 _NAP_SHARE = 16
 """While data streams in, whoever has taken all there was sleeps a millisecond before looking again: then one
 check, one write and one ACK serve several merged runs, as a network card's interrupt moderation does for
@@ -124,6 +131,7 @@ class ClientDriver:
         self.stored = 0
         self._consumer = consumer
         self._merge_ok = probe_merging(sockets.group.sock.family)
+        self._segment_ok = probe_segmentation(sockets.own.sock.family)
         self._reopen = reopen
         self._on_turn = on_turn
         self._next_turn = math.inf if on_turn is None else -math.inf
@@ -144,7 +152,7 @@ class ClientDriver:
         self._waiter = Waiter(sockets.group.sock)
         self.reader = RunReader(sockets.group.sock, self.pool, self._merge_ok)
         self._own_reader = BatchReader(sockets.own.sock, self._own_pool, False)
-        self._sender = BatchSender(sockets.own.sock, False)
+        self._sender = BatchSender(sockets.own.sock, self._segment_ok)
         self._own_ready = True
 
     @property
@@ -338,8 +346,10 @@ class ClientDriver:
 
     def _send(self, now: float) -> None:
         """Send what the session has to say; a full socket loses it, as a wire would."""
-        for datagram in self.session.take_outgoing(now):
-            if self._lossy is not None and self._lossy.loses():
-                continue
-            if not self._sender.send(datagram, len(datagram), self.session.server):
+        datagrams = self.session.take_outgoing(now)
+        if self._lossy is not None:
+            datagrams = [datagram for datagram in datagrams if not self._lossy.loses()]
+        # A batch of repairs is acknowledged packet by packet (MS-WDSMT 2.2.17): its ACKs leave in one call.
+        for length, alike in groupby(datagrams, len):
+            if not self._sender.send(b"".join(alike), length, self.session.server):
                 self._sender.forget()

@@ -22,7 +22,7 @@ class RunReader(BatchReader):
     """
 
     def __init__(
-        self, sock: socket.socket, pool: SlabPool, merge: bool, *, join_bytes: int = 1 << 18
+        self, sock: socket.socket, pool: SlabPool, merge: bool, *, join_bytes: int = 1 << 19
     ) -> None:
         """Read from `sock`; stop joining at `join_bytes`."""
         super().__init__(sock, pool, merge)

@@ -14,7 +14,7 @@ from wdstransport.wire.security import Security
 
 __all__ = ["Chunk", "ReadAhead", "RepairSet"]
 
-_CHUNK_BYTES = 800_000
+_CHUNK_BYTES = 1_000_000
 _DEPTH = 4
 _REPAIR_SLOTS = 64
 _REMEMBERED_BYTES = 12_000_000
@@ -66,7 +66,7 @@ class ReadAhead:
         self._security = security
         self._last_len = source.size - (total_blocks - 1) * block_size if total_blocks else 0
         # Whole multiples of what the sender takes at once.
-        self._slots = max(1, 176 * (_CHUNK_BYTES // (176 * block_size)) or _CHUNK_BYTES // block_size)
+        self._slots = max(1, 352 * (_CHUNK_BYTES // (352 * block_size)) or _CHUNK_BYTES // block_size)
         self._plan_number = 0
         self._cursor: Iterator[tuple[int, int]] = iter(())
         self._chunks: deque[Chunk] = deque()

@@ -347,6 +347,7 @@ class Reception:
 
     def about_to_sleep(self) -> bool:
         """See `Consumer.about_to_sleep`."""
+        self._blocks.hand_over()
         # Being woken for every write that is done costs more than the write. It matters only when reading
         # waits for room, or nothing else will wake the pump any more.
         driver = self._driver

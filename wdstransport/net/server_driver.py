@@ -222,7 +222,7 @@ class ServerDriver:
         call = min(44, 65_507 // segment)
         limit = max(1, self.session.window // 8)
         if limit > call:
-            limit = min(limit // call, 4) * call
+            limit = min(limit // call, 8) * call
         if self._pacer.burst_bytes is not None:
             limit = max(1, min(limit, self._pacer.burst_bytes // (segment + _HEADERS)))
         return limit

@@ -33,21 +33,25 @@ class BlockWriter:
     def put(self, event: BlocksArrived) -> None:
         """Take blocks; their memory must stay as it is until `collect` gives the event back.
 
-        The thread gets them with the next `collect`, a whole turn's at once: waking it costs more than
+        The thread gets them with the next `hand_over`, a whole turn's at once: waking it costs more than
         a batch's write.
         """
         self.outstanding += 1
         self._gathered.append(event)
 
+    def hand_over(self) -> None:
+        """Let the thread have what was gathered. Best just before the driver sleeps: no lock is contended."""
+        if self._gathered:
+            self.worker.put(self._gathered)
+            self._gathered = []
+
     def collect(self) -> list[BlocksArrived] | None:
-        """Events whose blocks are stored, or None; hands over what was gathered. Call it once a turn.
+        """Events whose blocks are stored, or None; hands over what was gathered.
 
         Raises:
             StorageError: the sink failed.
         """
-        if self._gathered:
-            self.worker.put(self._gathered)
-            self._gathered = []
+        self.hand_over()
         done = self.worker.take()
         if done is not None:
             self.outstanding -= len(done)

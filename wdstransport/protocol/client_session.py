@@ -227,12 +227,18 @@ class ClientSession:
             return []
         sender_time = int(now * 1000)
         session_id, security = self.session_id, self._client_security
-        return [
-            encode_answer(packet, session_id=session_id, sender_time=sender_time, security=security)
-            if isinstance(packet, Ack | Nack)
-            else encode(packet, session_id=session_id, sender_time=sender_time, security=security)
-            for packet, _ in packets
-        ]
+        datagrams: list[bytes] = []
+        previous = None
+        for packet, _ in packets:
+            if packet is previous:
+                datagrams.append(datagrams[-1])
+                continue
+            make = encode_answer if isinstance(packet, Ack | Nack) else encode
+            datagrams.append(
+                make(packet, session_id=session_id, sender_time=sender_time, security=security)  # type: ignore[arg-type]
+            )
+            previous = packet
+        return datagrams
 
     def take_events(self) -> list[ClientSessionEvent]:
         """What happened since the last call, oldest first."""

@@ -115,6 +115,7 @@ class ClientTransport:
         capabilities = Option(OptionId.CAPABILITIES, bytes([CAP_MULTISTREAM]))
         self._join = Join(client_name, ip_address, mac_address, (capabilities,))
         self._oldest_join: int | None = None
+        self._last_ack: Ack | None = None
         self._newest_join = 0
         self._after_leave: Departed | Demoted | None = None
         self._leave_reason = LeaveReason.COMPLETE
@@ -451,7 +452,12 @@ class ClientTransport:
         if self.data.master != self.client_id:
             return
         loss = scaled_loss(self.data.loss.rate)
-        self.outbox.put(Ack(self.client_id, max(0, sequence), server_time, self.data.highest, loss))
+        packet = Ack(self.client_id, max(0, sequence), server_time, self.data.highest, loss)
+        # A batch of repairs is answered packet by packet, mostly in the same words: one object for all.
+        if packet == self._last_ack:
+            packet = self._last_ack
+        self._last_ack = packet
+        self.outbox.put(packet)
 
     def _manage_nack(self, now: float) -> None:
         """3.2.5.12: the master asks at once, the others after a back-off."""
