@@ -37,9 +37,9 @@ what it then drops makes this client ask for repairs, become the master and set 
 (MS-WDSMT 3.2.5.13) when nothing has been stored for `_STALL` seconds: a disk that stands still must not hold
 the others up. Every `_GLIMPSE` seconds one read lets control packets in all the same."""
 _NAP = 0.001
-_LONGEST_NAP = 0.004
+_LONGEST_NAP = 0.008
 _NAP_BYTES = 1 << 15
-_NAP_WORTH = 1 << 19
+_NAP_WORTH = 1 << 20
 _NAP_SHARE = 16
 """While data streams in, whoever has taken all there was sleeps a millisecond before looking again: then one
 check, one write and one ACK serve several merged runs, as a network card's interrupt moderation does for
