@@ -58,6 +58,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also print detai
 Rate = Annotated[
     str | None,
     typer.Option(
+        "--rate",
         metavar="RATE",
         help="Send no faster than this. 900M means 900 Mbit/s; for bytes write 112MB/s. Default: no limit.",
     ),
@@ -204,7 +205,7 @@ def demo(
     loss: Annotated[
         str, typer.Option(metavar="SHARE", help="Share of datagrams that each receiver loses on purpose.")
     ] = "1%",
-    size: Annotated[str, typer.Option(metavar="SIZE", help="Size of the random image.")] = "256M",
+    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="Size of the random image.")] = "256M",
     rate: Rate = None,
     verbose: Verbose = False,
 ) -> None:

@@ -11,8 +11,9 @@ from typing import TextIO
 import trio
 
 import wdstransport
-from cli.render import Row, Section, View, endpoint, open_screen
+from cli.render import Row, Section, View, endpoint
 from cli.run import HumanOutput, JsonOutput, Output, Post, run
+from cli.screens import open_screen
 from wdstransport import progress
 
 __all__ = ["ReceiveNarrator", "ReceiveOptions", "run_receive"]

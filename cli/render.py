@@ -1,4 +1,4 @@
-"""What people see: a live table on a terminal, plain lines everywhere else.
+"""What people see: a live table on a terminal (`cli.live`), plain lines everywhere else.
 
 Both screens take the same two things, lines and views. Names come from the network, so nothing is
 interpreted: no markup, no control characters.
@@ -7,35 +7,22 @@ interpreted: no markup, no control characters.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TextIO
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
-
-from wdstransport import progress
-
 __all__ = [
-    "LiveScreen",
     "PlainScreen",
     "Row",
     "Screen",
     "Section",
     "View",
     "endpoint",
-    "open_screen",
     "printable",
 ]
 
 PLAIN_PERIOD = 5.0
 """Seconds between two lines of progress where there is no terminal."""
-
-_LIVE_PERIOD = 0.1
-_FRAME_LINES = 5
-"""Lines that a section takes beside its rows: title, heading, rule, totals and one between sections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +67,6 @@ class Screen(Protocol):
         """Leave the terminal as it was."""
 
 
-def open_screen(stream: TextIO) -> Screen:
-    """The screen that fits `stream`."""
-    if stream.isatty():
-        console = Console(file=stream, highlight=False)
-        if not console.is_dumb_terminal:
-            return LiveScreen(console)
-    return PlainScreen(stream)
-
-
 def printable(text: str) -> str:
     """`text` without what a terminal would obey: escape sequences, line ends, changes of direction."""
     return "".join(
@@ -130,83 +108,3 @@ class PlainScreen:
 
     def close(self) -> None:
         """See `Screen.close`."""
-
-
-class LiveScreen:
-    """A table that is drawn over itself, with the lines above it. `NO_COLOR` is rich's to respect."""
-
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = console
-        self._clock = clock
-        self._next = 0.0
-        # Without rich's refresh thread: one thread writes, and it is not the one that moves packets.
-        self._live = Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop")
-        self._started = False
-
-    def line(self, text: str) -> None:
-        """See `Screen.line`."""
-        self._console.print(Text(printable(text)), soft_wrap=True)
-
-    def view(self, view: View) -> None:
-        """See `Screen.view`."""
-        now = self._clock()
-        if now < self._next:
-            return
-        self._next = now + _LIVE_PERIOD
-        if not self._started:
-            self._live.start()
-            self._started = True
-        self._live.update(draw(view, self._console.height), refresh=True)
-
-    def close(self) -> None:
-        """See `Screen.close`."""
-        if self._started:
-            self._live.stop()
-
-
-def draw(view: View, height: int) -> RenderableType:
-    """The tables of a view, cut so that they fit into `height` lines of a terminal."""
-    sections = len(view.sections)
-    room = max(3, (height - 1 - sections * _FRAME_LINES) // sections) if sections else 0
-    return Group(*(part for section in view.sections for part in _draw_section(section, room)))
-
-
-def _draw_section(section: Section, room: int) -> Sequence[RenderableType]:
-    title = Text(printable(section.title), style="bold", no_wrap=True, overflow="ellipsis")
-    totals = Text(printable(section.totals), no_wrap=True, overflow="ellipsis")
-    if not section.rows:
-        return (title, totals)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("client", no_wrap=True, overflow="ellipsis")
-    table.add_column("address", no_wrap=True, overflow="ellipsis")
-    for heading, width in (("share", len("100.0 %")), ("MB/s", len("1000.0")), ("loss", len("10.00 %"))):
-        table.add_column(heading, justify="right", no_wrap=True, min_width=width)
-    table.add_column("state", no_wrap=True, min_width=len("receiving"))
-    shown: Sequence[Row] = section.rows
-    if len(shown) > room:
-        # Whoever is furthest behind is who holds up the others: these are the rows worth the space.
-        shown = sorted(shown, key=lambda row: row.share)[: room - 1]
-    for row in shown:
-        table.add_row(
-            Text(printable(row.name)),
-            Text(printable(row.address)),
-            progress.format_share(row.share),
-            "-" if row.bytes_per_second is None else f"{row.bytes_per_second / 1e6:.1f}",
-            "-" if row.loss is None else progress.format_loss(row.loss),
-            Text(printable(row.state), style=_STYLES.get(row.state, "")),
-        )
-    hidden = len(section.rows) - len(shown)
-    if hidden:
-        return (title, table, Text(f"and {hidden} more that are further on", style="dim"), totals)
-    return (title, table, totals)
-
-
-_STYLES = {
-    "master": "cyan",
-    "complete": "green",
-    "done": "green",
-    "kicked": "red",
-    "demoted": "yellow",
-    "failed": "red",
-    "pending": "dim",
-}

@@ -12,8 +12,9 @@ from typing import Protocol
 import trio
 
 import wdstransport
-from cli.render import Row, Section, View, endpoint, open_screen
+from cli.render import Row, Section, View, endpoint
 from cli.run import HumanOutput, JsonOutput, Output, Post, run
+from cli.screens import open_screen
 from wdstransport import progress
 
 __all__ = ["ServeNarrator", "ServeOptions", "run_serve", "serve"]
