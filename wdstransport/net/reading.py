@@ -17,9 +17,9 @@ __all__ = ["Chunk", "ReadAhead", "RepairSet"]
 _CHUNK_BYTES = 1_000_000
 _DEPTH = 4
 _REPAIR_SLOTS = 64
-_REMEMBERED_BYTES = 12_000_000
+_REMEMBERED_BYTES = 24_000_000
 """What was sent last stays in memory: a repair is asked for within some round trips, and finds its block
-here. This is more than the widest window of Ethernet packets (6144, MaxWindowSize)."""
+here. This is more than the widest window of Ethernet packets (16384, MaxWindowSize)."""
 
 
 @dataclass(slots=True)
