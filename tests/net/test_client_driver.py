@@ -455,6 +455,17 @@ class TestStorage:
             await until(lambda number=number: number in test.shelf.blocks)
         assert test.received == test.data
 
+    async def test_what_is_joined_on_arrival_always_fits_the_cache(self, start):
+        test = start(image(140 * BLOCK), cache_bytes=100 * BLOCK)
+        await test.server.admit()
+        group = (test.server.group, test.server.address[1])
+        for number in range(1, 141):  # all of it is there before the driver looks once
+            test.server.raw.sendto(test.server.seal(test.server.block(number)), group)
+        with trio.fail_after(PATIENCE):
+            await test.shelf.everything.wait()
+        assert test.received == test.data
+        assert test.session.transport.refused == 0
+
     async def test_blocks_beyond_the_horizon_are_left_for_later(self, start):
         test = start()
         test.session.application.horizon = test.shelf.limit = 4

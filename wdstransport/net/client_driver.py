@@ -20,6 +20,7 @@ from wdstransport.net.batching import (
 from wdstransport.net.joining import RunReader
 from wdstransport.net.lossy import Lossy
 from wdstransport.net.multicast import GroupSocket, OpenSocket
+from wdstransport.net.slabs import READ_ROOM
 from wdstransport.net.waiting import Waiter, open_tasks
 from wdstransport.protocol.client_session import ClientSession
 from wdstransport.protocol.events import AllReceived, BlocksArrived, Demoted, Departed, Joined, Left
@@ -31,7 +32,7 @@ _READS_A_TURN = 32
 _FAREWELL = 0.5
 _STALL = 0.5
 _GLIMPSE = 0.1
-_ROOM = 1 << 18
+_ROOM = 1 << 20
 """A full cache leaves the socket unread while storing moves on, only slower: the kernel's buffer fills, and
 what it then drops makes this client ask for repairs, become the master and set the pace. Blocks are refused
 (MS-WDSMT 3.2.5.13) when nothing has been stored for `_STALL` seconds: a disk that stands still must not hold
@@ -139,6 +140,9 @@ class ClientDriver:
         self.pool = SlabPool(1 << 20, max(4, -(-cache_bytes * 5 // 4 >> 20)) + 2)
         self.pool.on_free = self.wake
         self._own_pool = SlabPool(1 << 16, 2)
+        # What is joined on arrival fits the room that a read requires: none of it is refused.
+        self._room = min(_ROOM, session.cache_size // 2)
+        self._join_bytes = min(1 << 19, max(0, self._room - READ_ROOM))
         self._full = False
         self._stored_at = -math.inf
         self._glimpse_at = -math.inf
@@ -150,7 +154,7 @@ class ClientDriver:
     def _open(self, sockets: Sockets) -> None:
         self.sockets = sockets
         self._waiter = Waiter(sockets.group.sock)
-        self.reader = RunReader(sockets.group.sock, self.pool, self._merge_ok)
+        self.reader = RunReader(sockets.group.sock, self.pool, self._merge_ok, join_bytes=self._join_bytes)
         self._own_reader = BatchReader(sockets.own.sock, self._own_pool, False)
         self._sender = BatchSender(sockets.own.sock, self._segment_ok)
         self._own_ready = True
@@ -255,7 +259,7 @@ class ClientDriver:
 
     def _may_read(self, now: float) -> bool:
         """Whether to take data from the socket, or leave it to the kernel's buffer."""
-        if self.session.cache_room >= min(_ROOM, self.session.cache_size // 2):
+        if self.session.cache_room >= self._room:
             self._full = False
             return True
         if not self._full:
