@@ -1,0 +1,209 @@
+"""Transfers among hostile neighbours, on real sockets of a lab of namespaces.
+
+Every copy that gets its name is compared with its source, every exit code is one that README.md documents.
+"""
+
+import contextlib
+import subprocess
+import sys
+import time
+
+import cable
+import pytest
+from lab import Lab
+from neighbourhood import HERE, Neighbourhood, events, image, why_not
+
+SEED = 5041
+SIZE = 5_000_000
+RATE = ("--rate", "20M")
+PAIR = ("--min-clients", "2")
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(why_not() is not None, reason=why_not() or ""),
+]
+
+
+@pytest.fixture(scope="module")
+def lab():
+    """A server and four hosts; hosts three and four are for those with bad intentions."""
+    with Lab(4) as lab:
+        yield lab
+
+
+@pytest.fixture
+def place(lab, tmp_path):
+    with Neighbourhood(lab, tmp_path) as place:
+        yield place
+
+
+@pytest.fixture
+def content(tmp_path):
+    return image(tmp_path / "image", SIZE, SEED)
+
+
+def flood(place, content, kind, *, first=True):
+    """A transfer to two receivers under a flood; the session's last statistics and the server."""
+    server = place.serve(content, *RATE, *PAIR)
+    villain = place.lab.receivers[2]
+    words = (kind, place.lab.server.address, "5041", content.name, villain.address)
+    attacker = place.attack(villain, *words) if first else None
+    for host in place.lab.receivers[:2]:
+        place.receive(content, host)
+    if not first:
+        place.wait(server, "client-joined", 2)
+        attacker = place.attack(villain, *words)
+    assert all(place.until(each.process, lambda: False) is False for each in place.receivers)
+    place.fleet.stop([attacker])
+    overlap = place.receivers[0].process.ended - attacker.when("^flooding")
+    assert place.all_end() == [0, 0], [each.process.last_words() for each in place.receivers]
+    assert overlap > 0, "the transfer was over before the flood began"
+    sent = int(attacker.lines[-1][1].split()[1])
+    print(f"{kind}: {attacker.lines[-1][1]}; {place.receivers[0].process.lines[-1][1]}; {server.peak_bytes}")
+    assert sent > 200
+    return place.finish(server), server
+
+
+@pytest.mark.parametrize("kind", ["leaves", "nacks", "acks"])
+def test_strangers_who_speak_for_clients_are_dropped_and_counted(place, content, kind):
+    session, server = flood(place, content, kind)
+    assert sum(session["dropped"].values()) > 100
+    assert [record["reason"] for record in events(server, "client-left")] == ["complete", "complete"]
+    assert session["completed"] == 2
+
+
+def test_requests_in_the_names_of_many_hosts_leave_the_transfer_whole(place, content):
+    session, server = flood(place, content, "initiations", first=False)
+    assert session["completed"] == 2
+    assert events(server, "statistics")[-1]["refused"] > 0
+
+
+def test_joins_in_the_names_of_many_hosts_leave_the_transfer_whole(place, content):
+    session, server = flood(place, content, "joins", first=False)
+    assert session["completed"] == 2
+    assert session["dropped"].get("too_many_joins", 0) > 0
+    assert "FORGED" not in {record["name"] for record in events(server, "client-joined")}
+
+
+def test_garbage_to_every_address_is_counted_and_changes_nothing(place, content):
+    session, _ = flood(place, content, "garbage")
+    assert session["completed"] == 2
+    assert session["dropped"].get("not_wds", 0) > 100
+
+
+def test_member_that_lacks_everything_all_the_time_slows_the_others_and_harms_nobody(place, content):
+    session, _ = flood(place, content, "member_nacks", first=False)
+    assert session["completed"] == 2
+    assert session["nacks"] > 100
+
+
+def test_wrong_blocks_and_kicks_in_the_session_s_group_from_another_address_reach_nobody(place, content):
+    session, _ = flood(place, content, "impostor")
+    assert session["completed"] == 2
+
+
+def test_two_servers_on_one_group_and_port_each_serve_their_own(place, content, tmp_path):
+    other = image(tmp_path / "other", SIZE, SEED + 1)
+    rival = place.lab.receivers[3]
+    shared = ("--group", "239.193.7.7", "--session-ports", "41000-41000", *RATE)
+    servers = [place.serve(content, *shared), place.serve(other, *shared, host=rival)]
+    place.receive(content, place.lab.receivers[0])
+    place.receive(other, place.lab.receivers[1], server=rival)
+    # This one hears both at once: the same group and port, two sockets, two images.
+    place.receive(content, place.lab.receivers[2])
+    place.receive(other, place.lab.receivers[2], server=rival)
+    assert place.all_end() == [0] * 4
+    groups = [place.finish(server)["group"] for server in servers]
+    assert groups[0] == groups[1]
+
+
+@pytest.fixture
+def bad_cable(tmp_path):
+    """A lab of two receivers, the first behind 5 % of loss and up to 25 ms of reordering, both ways."""
+    with Lab(2, label=f"cable{SEED}") as lab, Neighbourhood(lab, tmp_path) as place:
+        namespace = cable.lay(lab, lab.receivers[0])
+        line = ("ip", "netns", "exec", namespace, sys.executable, str(HERE / "cable.py"), "a", "b")
+        carrier = place.fleet.start("cable", [*line, "0.05", "0.025", "0.25", str(SEED)])
+        assert place.fleet.wait(lambda: carrier.when("^ready") is not None, 30), carrier.last_words()
+        yield place, carrier
+
+
+def test_five_percent_of_loss_with_25_ms_of_reordering_end_with_the_whole_image(bad_cable, tmp_path):
+    place, carrier = bad_cable
+    content = image(tmp_path / "image", 2_000_000, SEED)
+    server = place.serve(content, *RATE, *PAIR)
+    for host in place.lab.receivers:
+        place.receive(content, host)
+    assert place.all_end() == [0, 0]
+    place.fleet.stop([carrier])
+    carried, lost, delayed = map(int, carrier.lines[-1][1].split()[1::2])
+    assert lost > carried * 0.03, carrier.last_words()
+    assert delayed > carried * 0.15
+    assert place.finish(server)["repair_packets"] > 0
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_full_disk_ends_with_7_and_the_others_get_the_image(place, content, tmp_path):
+    with small_disk(tmp_path / "disk", SIZE // 2) as disk:
+        server = place.serve(content, *RATE, *PAIR, "--max-wait", "5")
+        full, fine = (
+            place.receive(content, host, target=target)
+            for host, target in zip(place.lab.receivers, (disk / "copy", None), strict=False)
+        )
+        assert place.all_end() == [7, 0]
+        assert not full.target.exists()
+        assert events(full.process, "error")[-1]["error"] == "storage"
+        assert events(server, "sending-started")
+    assert fine.target.exists()
+
+
+def test_device_without_space_ends_with_7_in_the_middle_and_the_others_get_the_image(place, content):
+    # /dev/full cannot reserve: it refuses what is written, when it is written.
+    server = place.serve(content, *RATE, *PAIR)
+    first, second = place.lab.receivers[:2]
+    broken = ["sh", "-c", 'exec "$@" >/dev/full', "sh"]
+    whole = place.receive(content, second)
+    words = place.piped(content, first)
+    process = place.fleet.start("receiver into /dev/full", first.words(*broken, *words), place.environment)
+    assert place.all_end() == [0]
+    assert place.fleet.wait_ended([process], 60)
+    assert process.returncode == 7, process.last_words()
+    assert whole.target.exists()
+    assert place.finish(server)["completed"] == 1
+
+
+def link(host, state):
+    subprocess.run(["ip", "-n", host.namespace, "link", "set", host.interface, state], check=True)
+
+
+@pytest.mark.parametrize("which", ["server", "client"])
+def test_interface_that_goes_down_and_comes_up_costs_time_and_nothing_else(place, content, which):
+    server = place.serve(content, *RATE, *PAIR)
+    hosts = place.lab.receivers[:2]
+    for host in hosts:
+        place.receive(content, host)
+    shaken, other = place.receivers
+    assert place.progressed(shaken, 0.2)
+    victim = place.lab.server if which == "server" else hosts[0]
+    link(victim, "down")
+    try:
+        if which == "client":
+            assert place.progressed(other, 0.5)
+        else:
+            seen = len(events(server, "statistics"))
+            assert place.until(server, lambda: len(events(server, "statistics")) > seen + 1)
+    finally:
+        link(victim, "up")
+    began = time.monotonic()
+    assert place.all_end() == [0, 0]
+    print(f"{which}: whole {time.monotonic() - began:.1f} s after the interface was back")
+    assert place.finish(server)["completed"] == 2
