@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """A bad cable in user space: `cable.py A B LOSS DELAY SHARE SEED` carries frames between two interfaces.
 
-What `tc qdisc ... netem loss LOSS delay DELAY reorder` does where the kernel has netem, for UDP both ways: a
-share LOSS of the datagrams is lost, a share SHARE comes up to DELAY seconds later, after those sent behind it.
+What `tc qdisc ... netem loss LOSS delay DELAY reorder` does where the kernel has netem, for UDP both ways:
+a share LOSS of the datagrams is lost, a share SHARE comes up to DELAY seconds later, after those sent behind
+it.
 Prints `ready`, and at its end how many frames it carried, lost and delayed.
 """
 

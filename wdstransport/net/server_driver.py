@@ -24,6 +24,9 @@ from wdstransport.wire.transport import KickReason, OpCode
 __all__ = ["ServerDriver"]
 
 _READS_A_TURN = 64
+_READING = 0.004
+"""Seconds of a turn after which reading waits for the next one. Merged runs of control packets, which only
+a flood brings, take milliseconds each: sixty-four of them in a row would hold up all that is to be sent."""
 _SENDS_A_TURN = 1
 _HEADERS = 28  # IPv4 and UDP, which a rate counts too
 
@@ -152,13 +155,19 @@ class ServerDriver:
                 ahead.worker.awake()
 
     def _receive(self) -> bool:
+        until = math.inf
         for count in range(_READS_A_TURN):
             batch = self.reader.read()
             if batch is None:
                 return count > 0
-            self.session.receive(batch, trio.current_time())
+            now = trio.current_time()
+            self.session.receive(batch, now)
             if batch.owner is not None:
                 batch.owner.release()
+            if not count:
+                until = now + _READING
+            elif now > until:
+                return True
         return True
 
     def _emit(self) -> None:

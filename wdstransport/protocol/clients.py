@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from math import inf
 
+from wdstransport.protocol.allowance import Allowance
 from wdstransport.wire.transport import KickReason
 
 __all__ = ["Address", "ClientLists", "ClientRecord"]
@@ -38,6 +40,8 @@ class ClientRecord:
     time_in_session: int = 0
     gave_up_on: bool = False
     """It was master and did not answer or did not move: in this round the others do not wait for it again."""
+    nack_work: Allowance = field(default_factory=lambda: Allowance(0.0, inf, 0.0))
+    """What its NACKs may still cost (`nack_work_per_second`)."""
     utilization: dict[str, int] = field(default_factory=dict)
 
 

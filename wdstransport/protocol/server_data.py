@@ -233,6 +233,7 @@ class DataState:
 
     def on_nack(self, packet: Nack, client: ClientRecord, now: float) -> DropReason | None:
         """3.1.5.9.6 and 3.1.5.9.6.1."""
+        client.nack_work.spend(self._parameters.nack_own_work, now)
         if not self.master_client_id:
             return DropReason.STATE
         self.counters.nacks += 1
@@ -253,7 +254,7 @@ class DataState:
         known = tuple(each for each in packet.ranges if each[0] <= self.mc_lead)
         for start in range(0, len(known) or 1, _NCF_RANGES):
             self._transport.outbox.put(Ncf(known[start : start + _NCF_RANGES]))
-        self._queue_repairs(packet.ranges, now)
+        client.nack_work.spend(self._queue_repairs(packet.ranges, now), now)
         return None
 
     def on_report(self, client: ClientRecord, now: float) -> None:
@@ -286,23 +287,29 @@ class DataState:
         if master is not None:
             master.gave_up_on = True
 
-    def _queue_repairs(self, ranges: tuple[tuple[int, int], ...], now: float) -> None:
-        """Queue each requested packet that is there and was not sent within 4 x MCRTT."""
+    def _queue_repairs(self, ranges: tuple[tuple[int, int], ...], now: float) -> int:
+        """Queue each requested packet that is there and was not sent within 4 x MCRTT.
+
+        Returns:
+            How many sequence numbers it looked at.
+        """
         if not self.packets:
-            return
+            return 0
         too_recent = now - 4 * self.mcrtt
         first, last = self.packets.first_seq, self.packets.last_sent_before(too_recent)
-        work = self._parameters.max_nack_work
+        most = self._parameters.max_nack_work
+        work = 0
         for start, end in ranges:
             for seq in range(max(start, first), min(end, last) + 1):
-                if not work or len(self._repairs) >= self._parameters.max_repairs_queued:
-                    return
-                work -= 1
+                if work == most or len(self._repairs) >= self._parameters.max_repairs_queued:
+                    return work
+                work += 1
                 found = self.packets.find(seq)
                 if found is None or found[1] > too_recent or seq in self._repairs:
                     continue
                 self._repairs[seq] = found[0]
                 self.packets.resent(seq, now)
+        return work
 
     # ------------------------------------------------------------------ the end of what was given
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from wdstransport.protocol.clients import Address, ClientRecord
+from wdstransport.protocol.door import Door
 from wdstransport.protocol.events import ClientGone, Gone, ServerSessionEvent
 from wdstransport.protocol.parameters import ServerParameters
 from wdstransport.protocol.server_application import ApplicationState, ServerApplication
@@ -25,7 +26,7 @@ from wdstransport.wire.transport import DropReason, KickReason, Ncf, OpCode, Wir
 
 __all__ = ["ServerSession"]
 
-_ACK, _JOIN = int(OpCode.ACK), int(OpCode.JOIN)
+_ACK = int(OpCode.ACK)
 
 
 class ServerSession:
@@ -64,8 +65,6 @@ class ServerSession:
         self.parameters = parameters
         self.dropped: Counter[str] = Counter()
         self.completed = 0
-        self._join_credit: float = parameters.join_burst
-        self._joins_at = now
         self._client_security = client_security
         self._server_security = server_security
         self.application = ServerApplication(total_blocks=total_blocks, parameters=parameters)
@@ -73,6 +72,13 @@ class ServerSession:
             parameters=parameters, rng=rng, application=self.application, now=now
         )
         self.application.connect(self)
+        self._door = Door(
+            session_id=session_id,
+            security=client_security,
+            clients=self.transport.clients,
+            parameters=parameters,
+            now=now,
+        )
 
     # ------------------------------------------------------------------ TransportTriggers
 
@@ -108,25 +114,34 @@ class ServerSession:
 
     def receive(self, batch: Batch, now: float) -> None:
         """Take datagrams that clients sent to the unicast address; never raises on any bytes."""
+        source = batch.source
         for datagram, alike in groupby(batch.datagrams()):
             repeats = sum(1 for _ in alike)
             # Every repair is acknowledged (MS-WDSMT 2.2.17 knows no FW_LEAD), mostly in the same words; what
             # an ACK says is set, not added (3.1.5.9.5), so hearing it again would change nothing.
             if repeats > 1 and self._is_ack(datagram):
-                reason = self._receive_one(datagram, batch.source, now)
-                if reason is None:
+                refused = self._judge(datagram, source, now)
+                if refused is None:
                     self.transport.data.counters.acks += repeats - 1
                 else:
-                    self.dropped[reason.value] += repeats
+                    self.dropped[refused] += repeats
                 continue
             for _ in range(repeats):
-                reason = self._receive_one(datagram, batch.source, now)
-                if reason is not None:
-                    self.dropped[reason.value] += 1
+                refused = self._judge(datagram, source, now)
+                if refused is not None:
+                    self.dropped[refused] += 1
 
     def _is_ack(self, datagram: memoryview) -> bool:
         at = self._client_security.header_len + 4
         return len(datagram) > at and datagram[at] == _ACK
+
+    def _judge(self, datagram: memoryview, source: Address, now: float) -> str | None:
+        """Take one datagram; the key to count it under when it was not accepted."""
+        refused = self._door.refuses(datagram, source, now)
+        if refused is not None:
+            return refused
+        reason = self._receive_one(datagram, source, now)
+        return None if reason is None else reason.value
 
     def _receive_one(self, datagram: memoryview, source: Address, now: float) -> DropReason | None:
         if self.transport.terminated:
@@ -134,39 +149,11 @@ class ServerSession:
         answer = decode_answer(datagram, session_id=self.session_id, security=self._client_security)
         if answer is not None:
             return self.transport.receive(answer[1], answer[0], source, now)
-        if not self._admits(datagram, source, now):
-            self.dropped["too_many_joins"] += 1
-            return None
         try:
             header, packet = decode(datagram, session_id=self.session_id, security=self._client_security)
         except WireError as error:
             return error.reason
         return self.transport.receive(packet, header.sender_time, source, now)
-
-    def _admits(self, datagram: memoryview, source: Address, now: float) -> bool:
-        """Whether there is time for a JOIN of somebody not confirmed; asked before the datagram is decoded.
-
-        A JOIN costs its sender nothing and this side a decoding, a record and up to three JOINACKs, so
-        a flood of forged ones would take the processor from the transfer.
-        """
-        at = 9 + self._client_security.data_len
-        session = self.session_id.to_bytes(4, "big")
-        if len(datagram) <= at or datagram[at] != _JOIN or datagram[at - 4 : at] != session:
-            return True
-        record = self.transport.clients.at(source)
-        if record is not None and record.client_id not in self.transport.clients.pending:
-            return True
-        try:
-            self._client_security.verify(datagram)
-        except WireError:
-            return True  # junk is dropped for what it is, and costs nobody's turn
-        per_second, burst = self.parameters.joins_per_second, self.parameters.join_burst
-        self._join_credit = min(burst, self._join_credit + (now - self._joins_at) * per_second)
-        self._joins_at = now
-        if self._join_credit < 1:
-            return False
-        self._join_credit -= 1
-        return True
 
     def handle_timers(self, now: float) -> None:
         """Do what is due at `now`; afterwards `next_deadline` is later than `now`."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from wdstransport.protocol.allowance import Allowance
 from wdstransport.protocol.clients import Address, ClientLists, ClientRecord
 from wdstransport.protocol.events import ClientActive, ClientGone, Gone, ServerSessionEvent, Terminated
 from wdstransport.protocol.loss import unscaled_loss
@@ -168,6 +169,9 @@ class ServerTransport:
                 client_time=0,
                 last_update=now,
                 joined_at=now,
+                nack_work=Allowance(
+                    self.parameters.nack_work_per_second, self.parameters.nack_work_burst, now
+                ),
             )
             self.clients.add_pending(record)
         record.client_time = sender_time

@@ -1,0 +1,155 @@
+"""What a server's session does not even take apart, and what one client may make it do."""
+
+import pytest
+from protocol_scripts import T
+from session_scripts import SESSION, ServerWire
+
+from wdstransport.protocol.allowance import Allowance
+from wdstransport.protocol.door import Door
+from wdstransport.wire.security import ChecksumSecurity
+from wdstransport.wire.transport import (
+    Ack,
+    DropReason,
+    Join,
+    JoinAck,
+    Leave,
+    LeaveReason,
+    Nack,
+    Ncf,
+    PollAck,
+    Qcr,
+    Spm,
+    encode,
+)
+
+EVERYTHING = ((1, 2**64 - 1),)
+CLIENT_PACKETS = {
+    "ACK": Ack(7, 1, 1, 1, 0),
+    "NACK": Nack(7, 1, 0, EVERYTHING),
+    "QCR": Qcr(7, 0, 0, 0, 0, 0, b""),
+    "POLLACK": PollAck(7, 1, b""),
+    "LEAVE": Leave(7, LeaveReason.COMPLETE),
+}
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """How many datagrams a session has taken apart."""
+    seen = []
+    inner = Door.refuses
+
+    def refuses(self, datagram, source, now):
+        refused = inner(self, datagram, source, now)
+        if refused is None:
+            seen.append(bytes(datagram))
+        return refused
+
+    monkeypatch.setattr(Door, "refuses", refuses)
+    return seen
+
+
+@pytest.mark.parametrize("name", CLIENT_PACKETS)
+def test_packets_of_somebody_who_never_joined_are_dropped_unread(decoded, name):
+    script = ServerWire()
+    script.hear(CLIENT_PACKETS[name], 10, T)
+    assert decoded == []
+    assert script.session.dropped == {"unknown_client": 1}
+
+
+def test_a_run_of_a_stranger_s_packets_is_dropped_unread_packet_by_packet(decoded):
+    script = ServerWire()
+    leave = script.sealed(CLIENT_PACKETS["LEAVE"])
+    script.hear(leave * 40, 10, T, segment=len(leave))
+    assert decoded == []
+    assert script.session.dropped == {"unknown_client": 40}
+
+
+def test_a_stranger_s_join_and_packets_that_no_client_sends_are_read(decoded):
+    script = ServerWire()
+    script.hear(Join("pc", bytes(4), bytes(6)), 10, T)
+    script.hear(Spm(1, 7, 1, 1, 1, 1, 1), 11, T)
+    assert len(decoded) == 2
+    assert len(script.sent(T, JoinAck)) == 1
+    assert script.session.dropped == {"state": 1}
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [(b"\x00", DropReason.NOT_WDS), (ServerWire().sealed(CLIENT_PACKETS["LEAVE"])[:8], DropReason.TRUNCATED)],
+)
+def test_junk_is_dropped_for_what_it_is(data, reason):
+    script = ServerWire()
+    script.hear(data, 10, T)
+    assert script.session.dropped == {reason.value: 1}
+
+
+def test_another_session_s_packets_are_dropped_for_that():
+    script = ServerWire()
+    leave = encode(
+        CLIENT_PACKETS["LEAVE"], session_id=SESSION + 1, sender_time=1, security=ChecksumSecurity()
+    )
+    script.hear(leave, 10, T)
+    assert script.session.dropped == {DropReason.SESSION_ID.value: 1}
+
+
+# ---------------------------------------------------------------------- NACK work
+
+
+def sending(script, *numbers):
+    """Clients in the Data state, and packets sent more than four MCRTT ago; the ids, and the time."""
+    ids, now = script.begin(*numbers)
+    script.transport.data.give([(1, 100)])
+    script.transport.data.window.acknowledged(1000)
+    assert script.session.take_odata(100, now).count == 100
+    script.sent(now)
+    return ids, now + 4
+
+
+def test_a_client_s_nacks_beyond_its_share_are_dropped_unread_and_not_repeated_to_the_group():
+    script = ServerWire(nack_work_per_second=100.0, nack_work_burst=50.0, nack_own_work=20.0)
+    (one, two), now = sending(script, 10, 11)
+    nack = Nack(one, 1, 0, ((1, 5),))
+    for _ in range(10):
+        script.hear(nack, 10, now)
+    # 20 for the first and the 5 numbers it names, then 20 and 5 again: nothing is left.
+    assert len(script.sent(now, Ncf)) == 2
+    assert script.session.dropped == {"too_many_nacks": 8}
+    script.hear(Nack(two, 1, 0, ((1, 5),)), 11, now)
+    assert len(script.sent(now, Ncf)) == 1, "another client has a share of its own"
+    script.hear(nack, 10, now + 0.1)
+    assert len(script.sent(now + 0.1, Ncf)) == 1, "the share grows again"
+
+
+def test_the_numbers_a_nack_makes_the_server_look_at_are_charged():
+    script = ServerWire(nack_work_per_second=10.0, nack_work_burst=100.0, nack_own_work=1.0, max_nack_work=99)
+    (one,), now = sending(script, 10)
+    for _ in range(2):
+        script.hear(Nack(one, 1, 0, EVERYTHING), 10, now)
+    assert script.session.dropped == {"too_many_nacks": 1}
+
+
+def test_a_client_beyond_its_share_of_nacks_is_heard_in_everything_else():
+    script = ServerWire(nack_work_per_second=1.0, nack_work_burst=1.0)
+    (one,), now = sending(script, 10)
+    script.hear(Nack(one, 1, 0, ((1, 5),)), 10, now)
+    script.hear(Nack(one, 1, 0, ((1, 5),)), 10, now)
+    assert script.session.dropped == {"too_many_nacks": 1}
+    script.hear(Leave(one, LeaveReason.COMPLETE), 10, now)
+    assert script.session.completed == 0  # counted when its event is taken
+    script.session.take_events()
+    assert script.session.completed == 1
+
+
+# ---------------------------------------------------------------------- allowances
+
+
+def test_an_allowance_grows_to_its_burst_and_no_further():
+    share = Allowance(10.0, 30.0, T)
+    assert share.left(T + 100) == 30
+    share.spend(35, T + 100)
+    assert share.left(T + 100) == -5
+    assert share.left(T + 101) == 5
+    assert share.left(T + 101) == 5, "asking changes nothing"
+    share.spend(5, T + 101)
+    assert share.left(T + 102) == 10
+    assert share.left(T + 200) == 30
