@@ -380,6 +380,19 @@ class TestAttackers:
         await until(lambda: player.complete)
         assert player.data == test.data
 
+    async def test_repairs_asked_for_faster_than_they_may_leave_are_not_piled_up(self, start, nursery):
+        test = start(image(600_000), rate=300_000.0)
+        player = await test.player(nursery)
+        attacker = await test.player(nursery)
+        await until(lambda: len(player.blocks) > 100)
+        everything = Nack(attacker.client.client_id, 1, 0, ((1, 2**64 - 1),))
+        most = 0
+        for _ in range(200):
+            await attacker.client.say(everything)
+            await trio.sleep(0.005)
+            most = max(most, test.driver._ahead.repairs_reading)
+        assert 0 < most <= 256 + 64, "3243 without the bound"
+
     async def test_a_member_that_acknowledges_what_was_never_sent_is_not_believed(self, start, nursery):
         test = start()
         player = await test.player(nursery, acknowledges=False)

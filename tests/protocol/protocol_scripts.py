@@ -26,7 +26,7 @@ STEADY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """Properties hold on a busy machine too."""
 
 
-UNREMEMBERED = {"dropped", "datagrams", "__weakref__", "_join_credit", "_joins_at"}
+UNREMEMBERED = {"dropped", "datagrams", "__weakref__", "_joins"}
 """Counters, and the budget of JOINs, which has a test of its own: no part of a machine's state."""
 
 
@@ -65,8 +65,7 @@ def snapshot(thing, skip=frozenset()):
     return {
         name: snapshot(getattr(thing, name), inner)
         for name in sorted(names)
-        if name not in ("dropped", "datagrams", "_join_credit", "_joins_at", "__weakref__")
-        and hasattr(thing, name)
+        if name not in ("dropped", "datagrams", "_joins", "__weakref__") and hasattr(thing, name)
     }
 
 

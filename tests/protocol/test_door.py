@@ -140,6 +140,26 @@ def test_a_client_beyond_its_share_of_nacks_is_heard_in_everything_else():
     assert script.session.completed == 1
 
 
+# ---------------------------------------------------------------------- JOINACKs without an answer
+
+
+def test_join_acks_that_nobody_confirms_are_bounded_whoever_asks_for_them():
+    script = ServerWire(join_acks_unanswered=4, join_acks_per_second=2.0)
+    for number in range(10):
+        script.hear(Join("forged", bytes(4), bytes(6)), 10 + number, T)
+    assert len(script.sent(T, JoinAck)) == 4
+    script.session.handle_timers(T + 0.5)
+    assert len(script.sent(T + 0.5, JoinAck)) == 1, "repetitions count, too"
+    script.session.handle_timers(T + 2)
+    script.hear(Join("forged", bytes(4), bytes(6)), 99, T + 2)
+    assert 1 <= len(script.sent(T + 2, JoinAck)) <= 3
+
+
+def test_clients_that_confirm_never_meet_the_bound_on_join_acks():
+    script = ServerWire(join_acks_unanswered=2, join_acks_per_second=0.0)
+    assert len({script.activate(10 + number, T) for number in range(50)}) == 50
+
+
 # ---------------------------------------------------------------------- allowances
 
 

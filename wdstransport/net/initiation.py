@@ -11,6 +11,7 @@ from typing import Any
 import trio
 
 from wdstransport.errors import TransportError, UsageError
+from wdstransport.net.buffers import set_buffer
 from wdstransport.net.interfaces import Endpoint, family_of, split_zone
 from wdstransport.wire.initiation import ErrorReply, InitiationPacket, Reply, Request, decode, encode
 from wdstransport.wire.transport import DropReason, WireError
@@ -20,6 +21,9 @@ __all__ = ["InitiationListener", "RequestLimiter", "request_session"]
 _PKTINFO4 = struct.Struct("=i4s4s")
 _PKTINFO6 = struct.Struct("=16sI")
 _IP_PKTINFO = getattr(socket, "IP_PKTINFO", 8)
+_SNDBUF = 4 << 20
+"""Bytes of send buffer wanted. A reply to a forged address of the server's own network holds a kilobyte of it
+for the three seconds that ARP takes to give up, and everybody else's replies wait behind."""
 _RETRY = 1.0
 """Seconds a client waits before it asks again (MS-WDSMSI 3.1.6)."""
 
@@ -75,6 +79,7 @@ class InitiationListener:
                 self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
             else:
                 self._sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            set_buffer(self._sock._sock, socket.SO_SNDBUF, _SNDBUF)  # type: ignore[attr-defined]
             self._bind(host, port)
         except OSError as error:
             self._sock.close()

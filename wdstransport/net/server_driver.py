@@ -28,6 +28,9 @@ _READING = 0.004
 """Seconds of a turn after which reading waits for the next one. Merged runs of control packets, which only
 a flood brings, take milliseconds each: sixty-four of them in a row would hold up all that is to be sent."""
 _SENDS_A_TURN = 1
+_REPAIRS_AHEAD = 256
+"""Repairs that are read and not sent. At a rate they leave slower than they are asked for; the rest stays in
+the session's queue, which is bounded and holds each packet once."""
 _HEADERS = 28  # IPv4 and UDP, which a rate counts too
 
 Address = tuple[str, int]
@@ -180,7 +183,7 @@ class ServerDriver:
         """When the pacer lets the next data out; infinity when there is none to send."""
         if self._unsent is not None:
             return math.inf
-        waiting = self._repair is not None or (ahead.head() is not None and self.session.sendable() > 0)
+        waiting = ahead.repairs_reading > 0 or (ahead.head() is not None and self.session.sendable() > 0)
         return self._pacer.ready_at(now) if waiting else math.inf
 
     def _put(self, buffer: bytes | memoryview, segment: int, to: Address) -> bool:
@@ -198,7 +201,7 @@ class ServerDriver:
             self._unsent = None
         if not self._send_control(now):
             return True
-        repairs = self.session.take_repairs(64)
+        repairs = self.session.take_repairs(64) if ahead.repairs_reading < _REPAIRS_AHEAD else []
         if repairs:
             ahead.request_repairs(repairs)
         sent = bool(repairs)

@@ -22,6 +22,6 @@ class Allowance:
         return min(self._burst, self._left + (now - self._at) * self._per_second)
 
     def spend(self, units: float, now: float) -> None:
-        """Take some of it."""
+        """Take some of it; a negative number gives back."""
         self._left = self.left(now) - units
         self._at = now

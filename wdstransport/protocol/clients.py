@@ -33,6 +33,7 @@ class ClientRecord:
     kick_reason: KickReason = KickReason.POLICY_NOT_MET
     join_ack_send_count: int = 0
     join_ack_due: float = 0.0
+    join_acks_unanswered: int = 0
     qcr_received: bool = False
     loss: float = 0.0
     hi_odata_seq_no: int = 0

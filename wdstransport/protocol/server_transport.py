@@ -112,6 +112,7 @@ class ServerTransport:
         self._next_qcc_seq_no = 1
         self._wait_time = 0.0
         self._demote_target: DemoteTarget | None = None
+        self._join_acks = Allowance(parameters.join_acks_per_second, parameters.join_acks_unanswered, now)
         self.timers.set(ServerTimer.INACTIVITY, now + parameters.inactivity_timeout)
         self.timers.set(ServerTimer.CLIENT_CLEANUP, now + parameters.client_dead_timeout)
 
@@ -180,7 +181,7 @@ class ServerTransport:
         capabilities = find(packet.options, OptionId.CAPABILITIES)
         record.supports_demote = capabilities is not None and CAP_MULTISTREAM in capabilities
         record.join_ack_send_count = 0
-        self._send_join_ack(record)
+        self._send_join_ack(record, now)
         if record.client_id in self.clients.pending:
             self.clients.rearm(record, now + self.parameters.join_ack_to_qcr_timeout)
         return None
@@ -200,9 +201,14 @@ class ServerTransport:
             if client_id and not taken:
                 return client_id
 
-    def _send_join_ack(self, record: ClientRecord) -> None:
+    def _send_join_ack(self, record: ClientRecord, now: float) -> None:
         """3.1.5.2.2; RTT is zero until the Data state (deviation 36)."""
         record.join_ack_send_count += 1
+        if record.client_id in self.clients.pending:
+            if self._join_acks.left(now) < 1:
+                return  # deviation 54
+            self._join_acks.spend(1, now)
+            record.join_acks_unanswered += 1
         data = self.data
         packet = JoinAck(
             client_id=record.client_id,
@@ -225,6 +231,7 @@ class ServerTransport:
             if len(self.clients.active) >= self.parameters.max_clients:
                 return DropReason.STATE
             self.clients.activate(record)
+            self._join_acks.spend(-record.join_acks_unanswered, now)
             record.joined_at = now
             self._update(record, packet, now)
             self.events.append(ClientActive(record))
@@ -503,7 +510,7 @@ class ServerTransport:
             if record.join_ack_send_count >= self.parameters.max_join_ack_sends:
                 self.clients.remove(record)
                 continue
-            self._send_join_ack(record)
+            self._send_join_ack(record, now)
             self.clients.rearm(record, now + self.parameters.join_ack_to_qcr_timeout)
 
     def _client_cleanup_timer(self, now: float) -> None:
