@@ -31,12 +31,16 @@ from wdstransport.net.session_table import SessionTable
 from wdstransport.net.waiting import open_tasks
 from wdstransport.observe.events import RequestRefused, ServerEvent, ServerListening, Warned
 from wdstransport.observe.statistics import ServerStatistics
+from wdstransport.protocol.allowance import Allowance
 from wdstransport.protocol.server_transport import DemoteTarget
 from wdstransport.wire.initiation import ErrorReply, InitiationPacket, Reply, Request
 from wdstransport.wire.transport import KickReason
 
 __all__ = ["ClientCallback", "ServedClient", "TransportServer"]
 
+_REFUSALS_TOLD = (20.0, 100.0)
+"""Events of refused requests, a second and at once. Events are never left out behind a slow reader, and
+forged requests cost their sender nothing: without a bound, what waits to be told grows."""
 _FILE_NOT_FOUND, _PATH_NOT_FOUND, _READ_FAULT, _TOO_MANY_SESSIONS = 2, 3, 30, 69
 
 
@@ -133,6 +137,7 @@ class TransportServer:
         self._start = 0.0
         self._requests = 0
         self._refused = 0
+        self._refusals = Allowance(*_REFUSALS_TOLD, -math.inf)
         self._completed = 0
         self._completion = trio.Condition()
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
@@ -301,6 +306,10 @@ class TransportServer:
 
     def _refuse(self, request: Request, source: Endpoint, code: int) -> ErrorReply:
         self._refused += 1
+        now = trio.current_time()
+        if self._refusals.left(now) < 1:
+            return ErrorReply(code)
+        self._refusals.spend(1, now)
         self._tell(
             RequestRefused(
                 seconds=self._seconds(),

@@ -19,6 +19,7 @@ from typing import Self
 __all__ = ["Fleet", "Process"]
 
 _LINE = re.compile(rb"[^\r\n]*[\r\n]")
+_END = re.compile(rb"[\r\n]")
 _SAMPLE = 0.2
 """Seconds between two looks at the processes' memory."""
 _GRACE = 3.0
@@ -58,9 +59,14 @@ class Process:
 
     def take(self, data: bytes, now: float) -> None:
         """Add output."""
+        if not _END.search(data):
+            # Looking for lines in a long one that is not whole yet would cost its length squared.
+            self._rest += data
+            return
         data = self._rest + data
         end = 0
-        for match in _LINE.finditer(data):
+        last = max(data.rfind(b"\r"), data.rfind(b"\n")) + 1
+        for match in _LINE.finditer(data, 0, last):
             end = match.end()
             text = match[0].rstrip(b"\r\n").decode(errors="replace")
             if text:

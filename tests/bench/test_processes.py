@@ -78,3 +78,13 @@ def test_leaving_the_context_ends_what_still_runs():
 def test_waiting_gives_up_in_time(fleet):
     process = fleet.start("one", python("import time; time.sleep(3600)"))
     assert not fleet.wait_ended([process], 0.05)
+
+
+def test_a_line_of_megabytes_costs_no_more_than_its_length():
+    process = Process("long", 1, 0.0)
+    process.take(b"one\rtw", 1.0)
+    process.take(b"o\n", 2.0)
+    for number in range(32):
+        process.take(b"x" * (1 << 16), float(number))
+    process.take(b"\nrest", 40.0)
+    assert [(at, len(line)) for at, line in process.lines] == [(1.0, 3), (2.0, 3), (40.0, 1 << 21)]

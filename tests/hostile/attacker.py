@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""A neighbour with bad intentions: `attacker.py KIND SERVER PORT CONTENT OWN_ADDRESS`, until it is stopped.
+"""A neighbour with bad intentions: `attacker.py KIND SERVER PORT CONTENT OWN_ADDRESS RATE`, until SIGTERM.
 
-It knows what the protocol tells everybody: it asks for the session, hears its group, and guesses ClientIds
-from the one that a JOIN of its own brings. Prints `flooding` when it begins, and at its end `sent N`.
+RATE is datagrams a second; 0 for as many as it can. It knows what the protocol tells everybody: it asks for
+the session, hears its group, and guesses ClientIds from the one that a JOIN of its own brings. Prints
+`flooding` when it begins, and at its end `sent N`.
 """
 
 from __future__ import annotations
@@ -121,6 +122,11 @@ class Attacker:
         """ACKs of what was never sent, for every ClientId near its own."""
         return self._guessed(lambda client_id: transport.Ack(client_id, 2**40, 1, 2**40, 0))
 
+    def strangers(self) -> Iterator[None]:
+        """LEAVE, NACK and ACK in turns."""
+        for _ in zip(self.leaves(), self.nacks(), self.acks(), strict=True):
+            yield
+
     def member_nacks(self) -> Iterator[None]:
         """Joins as everybody may, and lacks everything all the time."""
         acknowledged = self.join()
@@ -161,10 +167,11 @@ class Attacker:
             yield
 
 
-def main(kind: str, server: str, port: str, content: str, own: str) -> None:
+def main(kind: str, server: str, port: str, content: str, own: str, rate: str) -> None:
     """Flood until SIGTERM."""
     attacker = Attacker(server, int(port), content, own)
     steps: Iterator[None] = getattr(attacker, kind)()
+    per_second = float(rate)
     stopped = False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -182,6 +189,8 @@ def main(kind: str, server: str, port: str, content: str, own: str) -> None:
         except OSError:
             continue  # its own queue is full, or ICMP says what it knows
         sent += 1
+        if per_second:
+            time.sleep(max(0.0, began + sent / per_second - time.monotonic()))
     print(f"sent {sent} in {time.monotonic() - began:.2f} s", flush=True)
 
 

@@ -17,12 +17,16 @@ from typing import Any, ClassVar
 from lab import Host, Lab, missing_tools
 from processes import Fleet, Process
 
-__all__ = ["PATIENCE", "Neighbourhood", "Receiver", "image", "why_not"]
+__all__ = ["LARGE", "PATIENCE", "SEED", "Neighbourhood", "Receiver", "events", "image", "why_not"]
 
 HERE = Path(__file__).resolve().parent
 HOME = HERE.parent.parent
 PROGRAM = (sys.executable, "-P", "-m", "cli.deploy_image")
-PATIENCE = 100.0
+LARGE = bool(os.environ.get("HOSTILE_LARGE"))
+"""Whether what takes long was asked for (`make hostile`)."""
+SEED = int(os.environ.get("HOSTILE_SEED", "5041"))
+"""What decides every random moment here."""
+PATIENCE = 250.0
 """Seconds until somebody who waits for what never comes fails; nothing here measures time."""
 DOCUMENTED = frozenset({0, 1, 3, 4, 5, 7})
 """README's exit codes, less those that no neighbour can bring about: 2, 6 and 130."""
@@ -52,6 +56,17 @@ class Receiver:
         self.process = process
         self.target = target
         self.source = source
+        self.before = target.read_bytes() if target.exists() else None
+
+    def wrong_name(self) -> bool:
+        """Whether what stands under the final name is neither the image nor what stood there before."""
+        if not self.target.exists():
+            return self.before is not None
+        return self.target.read_bytes() not in (self.source.read_bytes(), self.before)
+
+    def whole(self) -> bool:
+        """Whether the image stands under its final name."""
+        return self.target.exists() and self.target.read_bytes() == self.source.read_bytes()
 
     def judge(self) -> str:
         """What is wrong with its end and its target; nothing, as a rule."""
@@ -61,11 +76,10 @@ class Receiver:
             problems.append("still runs")
         elif code != KILLED and code not in DOCUMENTED:
             problems.append(f"exit code {code} is not documented")
-        there = self.target.exists()
-        if code == 0 and not there:
-            problems.append("exit code 0 without a target")
-        if there and self.target.read_bytes() != self.source.read_bytes():
-            problems.append("the target has its final name and is wrong")
+        if code == 0 and not self.whole():
+            problems.append("exit code 0 without the image")
+        if self.wrong_name():
+            problems.append("what has the final name is wrong")
         if problems:
             problems.append(f"last words: {self.process.last_words()}")
         return "; ".join(problems)
@@ -104,7 +118,7 @@ class Neighbourhood:
     def receive(
         self, content: Path, host: Host, *words: str, target: Path | None = None, server: Host | None = None
     ) -> Receiver:
-        """A receiver of what a server offers."""
+        """A receiver of what a server offers; `words` may name its port."""
         server = self.lab.server if server is None else server
         target = self.folder / f"copy-{len(self.receivers)}" if target is None else target
         line = (*PROGRAM, "receive", "--json", "--server", server.address, "--interface", host.address)

@@ -4,6 +4,7 @@ Every copy that gets its name is compared with its source, every exit code is on
 """
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -11,23 +12,30 @@ import time
 import cable
 import pytest
 from lab import Lab
-from neighbourhood import HERE, Neighbourhood, events, image, why_not
+from neighbourhood import HERE, LARGE, SEED, Neighbourhood, events, image, why_not
 
-SEED = 5041
 SIZE = 5_000_000
 RATE = ("--rate", "20M")
 PAIR = ("--min-clients", "2")
+PACE = 1500
+"""Datagrams a second of an attacker, as a rule: two processors that others use too still do all the work."""
+STRANGERS = ("leaves", "nacks", "acks", "garbage", "impostor")
+FORGERS = ("initiations", "joins")
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(why_not() is not None, reason=why_not() or ""),
+    pytest.mark.timeout(600),
 ]
+large = pytest.mark.skipif(
+    not LARGE, reason="takes both processors for long: HOSTILE_LARGE=1 or make hostile"
+)
 
 
 @pytest.fixture(scope="module")
 def lab():
     """A server and four hosts; hosts three and four are for those with bad intentions."""
-    with Lab(4) as lab:
+    with Lab(4, label=f"hostile{os.getpid()}") as lab:
         yield lab
 
 
@@ -42,64 +50,98 @@ def content(tmp_path):
     return image(tmp_path / "image", SIZE, SEED)
 
 
-def flood(place, content, kind, *, first=True):
-    """A transfer to two receivers under a flood; the session's last statistics and the server."""
-    server = place.serve(content, *RATE, *PAIR)
+def flood(place, content, kind, *, pace=PACE, first=True, clients="2"):
+    """A transfer to two receivers under a flood; the session's last statistics, the server, exit codes."""
+    server = place.serve(content, *RATE, "--min-clients", clients)
     villain = place.lab.receivers[2]
-    words = (kind, place.lab.server.address, "5041", content.name, villain.address)
+    words = (kind, place.lab.server.address, "5041", content.name, villain.address, str(pace))
     attacker = place.attack(villain, *words) if first else None
     for host in place.lab.receivers[:2]:
         place.receive(content, host)
     if not first:
         place.wait(server, "client-joined", 2)
         attacker = place.attack(villain, *words)
-    assert all(place.until(each.process, lambda: False) is False for each in place.receivers)
+    processes = [each.process for each in place.receivers]
+    for process in processes:
+        place.until(process, lambda: False)
     place.fleet.stop([attacker])
-    overlap = place.receivers[0].process.ended - attacker.when("^flooding")
-    assert place.all_end() == [0, 0], [each.process.last_words() for each in place.receivers]
-    assert overlap > 0, "the transfer was over before the flood began"
-    sent = int(attacker.lines[-1][1].split()[1])
-    print(f"{kind}: {attacker.lines[-1][1]}; {place.receivers[0].process.lines[-1][1]}; {server.peak_bytes}")
-    assert sent > 200
-    return place.finish(server), server
+    ended = min(process.ended for process in processes)
+    assert attacker.when("^flooding") < ended, "the transfer was over before the flood began"
+    began = server.when('"sending-started"')
+    codes = place.all_end()
+    took = f"{ended - began:.1f} s" if began else "no time"
+    print(
+        f"{kind}: {attacker.lines[-1][1]}; sent in {took}, exit codes {codes}, {server.peak_bytes >> 20} MiB"
+    )
+    return place.finish(server), server, codes
 
 
-@pytest.mark.parametrize("kind", ["leaves", "nacks", "acks"])
-def test_strangers_who_speak_for_clients_are_dropped_and_counted(place, content, kind):
-    session, server = flood(place, content, kind)
-    assert sum(session["dropped"].values()) > 100
+@pytest.mark.parametrize("kind", ["strangers", "garbage", "impostor", "initiations", "joins"])
+def test_flood_of_strangers_and_forgers_changes_nothing_and_every_copy_is_whole(place, content, kind):
+    # JOINs beyond 250 a second are dropped unread, whosesoever they are, and receivers ask twice a second.
+    session, server, codes = flood(place, content, kind, pace=400 if kind == "joins" else PACE)
+    assert codes == [0, 0]
+    assert session["completed"] == 2
     assert [record["reason"] for record in events(server, "client-left")] == ["complete", "complete"]
-    assert session["completed"] == 2
+    assert {record["name"] for record in events(server, "client-joined")}.isdisjoint({"FORGED", "STRANGER"})
+    # What others are told stays short, whoever asks.
+    snapshots = [record for record in events(server, "statistics") if record["sessions"]]
+    assert max(len(record["sessions"][0]["clients"]) for record in snapshots) <= 2 + 50
+    told, refused = len(events(server, "request-refused")), snapshots[-1]["refused"]
+    assert told <= min(refused, 100 + 20 * snapshots[-1]["seconds"])
+    if kind in ("strangers", "garbage"):
+        assert session["dropped"].get("unknown_client" if kind == "strangers" else "not_wds", 0) > 100
 
 
-def test_requests_in_the_names_of_many_hosts_leave_the_transfer_whole(place, content):
-    session, server = flood(place, content, "initiations", first=False)
-    assert session["completed"] == 2
-    assert events(server, "statistics")[-1]["refused"] > 0
+def test_member_that_lacks_everything_all_the_time_harms_no_copy(place, tmp_path):
+    content = image(tmp_path / "image", SIZE // 5, SEED)
+    session, _, codes = flood(place, content, "member_nacks", clients="3", pace=200)
+    assert codes == [0, 0]
+    assert session["nacks"] > 0
 
 
-def test_joins_in_the_names_of_many_hosts_leave_the_transfer_whole(place, content):
-    session, server = flood(place, content, "joins", first=False)
-    assert session["completed"] == 2
-    assert session["dropped"].get("too_many_joins", 0) > 0
+@large
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_strangers_who_send_all_they_can_hold_nobody_up_and_every_copy_is_whole(place, tmp_path, kind):
+    session, server, codes = flood(place, image(tmp_path / "image", 4 * SIZE, SEED), kind, pace=0)
+    assert codes == [0, 0]
+    assert [record["reason"] for record in events(server, "client-left")] == ["complete", "complete"]
+    if kind in ("leaves", "nacks", "acks"):
+        assert session["dropped"]["unknown_client"] > 10_000
+
+
+@large
+@pytest.mark.parametrize("kind", FORGERS)
+def test_forgers_who_send_all_they_can_stop_no_transfer_in_progress(place, tmp_path, kind):
+    _, server, codes = flood(place, image(tmp_path / "image", 4 * SIZE, SEED), kind, pace=0, first=False)
+    assert codes == [0, 0]
     assert "FORGED" not in {record["name"] for record in events(server, "client-joined")}
+    assert server.peak_bytes < 200 << 20
 
 
-def test_garbage_to_every_address_is_counted_and_changes_nothing(place, content):
-    session, _ = flood(place, content, "garbage")
-    assert session["completed"] == 2
-    assert session["dropped"].get("not_wds", 0) > 100
+@large
+@pytest.mark.parametrize("kind", FORGERS)
+def test_newcomers_in_a_flood_of_forgers_end_whole_or_with_5(place, content, kind):
+    # `all_end` judges that whoever ends with 0 has the image and that nobody has a wrong one.
+    server = place.serve(content, *RATE)
+    villain = place.lab.receivers[2]
+    attacker = place.attack(
+        villain, kind, place.lab.server.address, "5041", content.name, villain.address, "0"
+    )
+    for host in place.lab.receivers[:2]:
+        place.receive(content, host)
+    codes = place.all_end()
+    place.fleet.stop([attacker, server])
+    print(f"{kind}: {attacker.lines[-1][1]}; exit codes of newcomers {codes}")
+    assert set(codes) <= {0, 5}
 
 
-def test_member_that_lacks_everything_all_the_time_slows_the_others_and_harms_nobody(place, content):
-    session, _ = flood(place, content, "member_nacks", first=False)
-    assert session["completed"] == 2
-    assert session["nacks"] > 100
-
-
-def test_wrong_blocks_and_kicks_in_the_session_s_group_from_another_address_reach_nobody(place, content):
-    session, _ = flood(place, content, "impostor")
-    assert session["completed"] == 2
+@large
+def test_member_that_lacks_everything_as_often_as_it_can_slows_the_others_and_harms_no_copy(place, content):
+    session, server, codes = flood(place, content, "member_nacks", clients="3", pace=0)
+    assert codes == [0, 0]
+    assert session["dropped"]["too_many_nacks"] > 1000
+    assert server.peak_bytes < 200 << 20
 
 
 def test_two_servers_on_one_group_and_port_each_serve_their_own(place, content, tmp_path):
@@ -120,7 +162,7 @@ def test_two_servers_on_one_group_and_port_each_serve_their_own(place, content, 
 @pytest.fixture
 def bad_cable(tmp_path):
     """A lab of two receivers, the first behind 5 % of loss and up to 25 ms of reordering, both ways."""
-    with Lab(2, label=f"cable{SEED}") as lab, Neighbourhood(lab, tmp_path) as place:
+    with Lab(2, label=f"cable{os.getpid()}") as lab, Neighbourhood(lab, tmp_path) as place:
         namespace = cable.lay(lab, lab.receivers[0])
         line = ("ip", "netns", "exec", namespace, sys.executable, str(HERE / "cable.py"), "a", "b")
         carrier = place.fleet.start("cable", [*line, "0.05", "0.025", "0.25", str(SEED)])

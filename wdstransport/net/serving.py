@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import trio
@@ -41,6 +41,9 @@ __all__ = ["ServedSession", "SessionSettings", "check_rate", "open_session"]
 
 _FASTEST = 1e12
 _ASKERS = 4096
+_PENDING_LISTED = 50
+"""Clients that have not confirmed and are listed in statistics all the same. A flood of JOINs makes a
+thousand of them, a quarter of a megabyte of JSON each second for whoever watches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,6 +237,16 @@ class ServedSession:
                 return _client(record, state, trio.current_time())
         return None
 
+    def _listed(self) -> Iterator[tuple[ClientRecord, str]]:
+        """Every client of the session, but only the first of those that have not confirmed."""
+        room = _PENDING_LISTED
+        for record, state in self.driver.session.clients():
+            if state == "pending":
+                room -= 1
+                if room < 0:
+                    continue
+            yield record, state
+
     def statistics(self) -> SessionStatistics:
         """A snapshot."""
         driver, session = self.driver, self.driver.session
@@ -260,7 +273,7 @@ class ServedSession:
             acks=counters.acks,
             bytes_per_second=(sent - sent_then) / (now - then) if now > then else 0.0,
             completed=session.completed,
-            clients=tuple(_client(record, state, now) for record, state in session.clients()),
+            clients=tuple(_client(record, state, now) for record, state in self._listed()),
             dropped=dict(session.dropped),
         )
 
@@ -345,7 +358,11 @@ def open_session(
         total_blocks=total_blocks(source.size, block_size),
         client_security=make_security(settings.security),
         server_security=security,
-        parameters=ServerParameters(min_clients=settings.min_clients, max_wait=settings.max_wait),
+        parameters=ServerParameters(
+            min_clients=settings.min_clients,
+            max_wait=settings.max_wait,
+            join_acks_unanswered=max(16, min(512, opened.sndbuf // 2048)),
+        ),
         rng=rng,
         now=trio.current_time(),
     )

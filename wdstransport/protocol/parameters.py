@@ -60,12 +60,11 @@ class ServerParameters:
     """JOINs of addresses without a confirmed client that are looked at: a room of a thousand at once, then
     so many a second. A JOIN beyond it is dropped unread; its client asks again after half a second."""
     join_acks_unanswered: int = 512
-    join_acks_per_second: float = 128.0
-    """JOINACKs that nobody has confirmed: so many at once, then so many a second; a QCR gives its client's
-    back, so that a room of honest clients never meets this. A JOINACK to a forged address of the server's own
-    network waits three seconds for an ARP answer and holds a kilobyte of the send buffer for so long, whose
-    2 MB all data leaves through: 900 of them are less than half of it. What is beyond is not sent, which to
-    its client is a lost JOINACK (3.1.6.1, 3.2.6.1 repeat both)."""
+    """JOINACKs that nobody has confirmed: so many at once, then half as many a second; a QCR gives its
+    client's back, so that a room of honest clients never meets this. A JOINACK to a forged address of the
+    server's own network waits three seconds for an ARP answer, and holds nearly a kilobyte of the send buffer
+    for so long, through which all data leaves: 512 and three times 256 take half of one of 2 MB. The driver
+    sets less for a smaller one. What is beyond is not sent, which to its client is a lost JOINACK."""
     max_nack_work: int = 2048
     """Sequence numbers one NACK may make the server look at; the rest comes with the next (deviation 53)."""
     nack_work_per_second: float = 100_000.0

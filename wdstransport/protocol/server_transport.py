@@ -112,7 +112,8 @@ class ServerTransport:
         self._next_qcc_seq_no = 1
         self._wait_time = 0.0
         self._demote_target: DemoteTarget | None = None
-        self._join_acks = Allowance(parameters.join_acks_per_second, parameters.join_acks_unanswered, now)
+        unanswered = parameters.join_acks_unanswered
+        self._join_acks = Allowance(unanswered / 2, unanswered, now)
         self.timers.set(ServerTimer.INACTIVITY, now + parameters.inactivity_timeout)
         self.timers.set(ServerTimer.CLIENT_CLEANUP, now + parameters.client_dead_timeout)
 
@@ -205,8 +206,10 @@ class ServerTransport:
         """3.1.5.2.2; RTT is zero until the Data state (deviation 36)."""
         record.join_ack_send_count += 1
         if record.client_id in self.clients.pending:
-            if self._join_acks.left(now) < 1:
-                return  # deviation 54
+            # Beyond it nobody gets one (deviation 54), and half is kept for those who have had none yet.
+            first = record.join_ack_send_count == 1
+            if self._join_acks.left(now) < (1 if first else self.parameters.join_acks_unanswered / 2):
+                return
             self._join_acks.spend(1, now)
             record.join_acks_unanswered += 1
         data = self.data
