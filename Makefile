@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: test lint types unit demo fuzz bench micro curve mutate clean
+.PHONY: test lint types unit demo fuzz bench micro curve mutate hostile clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +51,11 @@ curve: $(STAMP)
 # Plants every fault of tests/mutation/faults in a copy, one at a time: an hour or so. MUTATE='--only window' is short.
 mutate: $(STAMP)
 	$(BIN)/python tests/mutation/mutate.py $(MUTATE)
+
+# Floods as fast as they come, and 200 times kill -9, in a lab of namespaces: root, half an hour or so.
+# HOSTILE_SEED decides the moments, HOSTILE_KILLS how many, HOSTILE_FIRST_WAVE which ten come first.
+hostile: $(STAMP)
+	HOSTILE_LARGE=1 $(BIN)/pytest -s tests/hostile
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

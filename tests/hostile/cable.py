@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 ETH_P_ALL = 3
 PACKET_ADD_MEMBERSHIP, PACKET_MR_PROMISC, SOL_PACKET = 1, 1, 263
 FRAME = 1 << 16
+ENDS = ("wire-a", "wire-b")
 IPV4, UDP = b"\x08\x00", 17
 
 
 def lay(lab: Lab, host: Host) -> str:
-    """Puts a namespace between the switch and a host; its name. Its interfaces are `a` and `b`.
+    """Puts a namespace between the switch and a host; its name. Its interfaces are ENDS.
 
     Frames have to be whole on the way: the senders' checksums and segments are made before they leave.
     """
@@ -41,12 +42,12 @@ def lay(lab: Lab, host: Host) -> str:
         f"ip netns add {cable}",
         f"ip -n {switch} link set {host.name} nomaster",
         f"ip -n {switch} link set {host.name} netns {cable}",
-        f"ip -n {cable} link set {host.name} name b",
-        f"ip -n {switch} link add {host.name} type veth peer name a netns {cable}",
+        f"ip -n {cable} link set {host.name} name wire-b",
+        f"ip -n {switch} link add {host.name} type veth peer name wire-a netns {cable}",
         f"ip -n {switch} link set {host.name} master br0 up",
-        f"ip -n {cable} link set a up",
-        f"ip -n {cable} link set b up",
-        *(f"ip netns exec {cable} ethtool -K {end} gro off tso off gso off tx off" for end in "ab"),
+        f"ip -n {cable} link set wire-a up",
+        f"ip -n {cable} link set wire-b up",
+        *(f"ip netns exec {cable} ethtool -K {end} gro off tso off gso off tx off" for end in ENDS),
         f"ip netns exec {switch} ethtool -K {host.name} tso off gso off tx-udp-segmentation off",
         *(" ".join(each.words("ethtool", "-K", "eth0", "tx", "off")) for each in (lab.server, host)),
     ):
