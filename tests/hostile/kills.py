@@ -20,7 +20,7 @@ from processes import Process
 __all__ = ["Trial", "run_wave"]
 
 SIZE = 2_000_000
-RATE = "10M"
+RATE = "4M"
 OLD = b"what stood there before"
 
 
@@ -29,7 +29,8 @@ class Trial:
 
     Attributes:
         victim: `server` or `receiver`.
-        moment: `start` (of the victim's process), `middle` (of the image) or `end` (of storing it).
+        moment: `start` (of the receivers), `middle` (of the image) or `end` (of storing it).
+        hit: the kill came while there was something to spoil.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Trial:
         self.victim = victim or rng.choice(("server", "receiver"))
         self.moment = rng.choice(("start", "middle", "middle", "end"))
         self.share = rng.random()
-        self.delay = rng.random() * {"start": 1.5, "middle": 0.5, "end": 0.1}[self.moment]
+        self.delay = rng.random() * {"start": 2.0, "middle": 0.5, "end": 0.8}[self.moment]
         self.force = rng.random() < 0.5
         self.folder = place.folder / f"trial-{number}"
         self.folder.mkdir()
@@ -48,6 +49,7 @@ class Trial:
         self.server: Process | None = None
         self.receivers: list[Receiver] = []
         self.killed: Process | None = None
+        self.hit = False
         self.state = "nothing"
         self._due: float | None = None
 
@@ -68,8 +70,7 @@ class Trial:
         return self.place.receive(self.content, host, *words, target=target)
 
     def start(self) -> None:
-        """Start everybody."""
-        self.server = self.serve()
+        """Start the receivers; the server runs."""
         self.receivers = [self.receive(number) for number in range(2)]
 
     def step(self) -> None:
@@ -97,6 +98,8 @@ class Trial:
         return bool(reports) and reports[-1]["received"] >= self.share * 0.8 * reports[-1]["total"]
 
     def _kill(self, victim: Process) -> None:
+        running = [each.process for each in self.receivers if each.process.returncode is None]
+        self.hit = bool(running) if self.victim == "server" else victim in running
         if victim.returncode is None:
             os.kill(victim.pid, signal.SIGKILL)
         self.killed = victim
@@ -119,8 +122,12 @@ class Trial:
             if problem := receiver.judge():
                 problems.append(problem)
             counts[f"exit {code}"] += 1
-        counts[f"{self.victim} killed at its {self.moment}"] += 1
-        counts[f"final name when killed: {self.state}"] += 1
+        if self.hit:
+            counts["kills"] += 1
+            counts[f"{self.victim} killed at the {self.moment}"] += 1
+            counts[f"the first receiver had then: {self.state}"] += 1
+        else:
+            counts["too late to kill"] += 1
         return [f"{self}: {problem}" for problem in problems]
 
     def __str__(self) -> str:
@@ -150,6 +157,8 @@ def run_wave(place: Neighbourhood, trials: list[Trial]) -> Counter[str]:
     counts: Counter[str] = Counter()
     problems: list[str] = []
     for trial in trials:
+        trial.server = trial.serve()
+    for trial in trials:
         trial.start()
     ended = _until(
         place,
@@ -165,13 +174,14 @@ def run_wave(place: Neighbourhood, trials: list[Trial]) -> Counter[str]:
     for trial in trials:
         problems += trial.judge(counts)
         problems += trial.inspect()
-    # Everybody once more: leftovers of the dead are in nobody's way, and the port of a dead server is free.
-    place.fleet.stop([trial.server for trial in trials if trial.server is not None])
+    # Once more: leftovers of the dead are in nobody's way, and neither is a dead server's port.
     again = []
     for trial in trials:
-        trial.serve()
+        if trial.killed is trial.server:
+            place.fleet.wait_ended([trial.killed], PATIENCE)
+            trial.server = trial.serve()
         trial.force = True
-        again += [trial.receive(number) for number in range(2)]
+        again.append(trial.receive(0))
     place.fleet.wait_ended([each.process for each in again], PATIENCE)
     for receiver in again:
         if receiver.process.returncode != 0 or not receiver.whole():
