@@ -39,7 +39,7 @@ from wdstransport.wire.transport import KickReason
 __all__ = ["ClientCallback", "ServedClient", "TransportServer"]
 
 _REFUSALS_TOLD = (20.0, 100.0)
-"""Events of refused requests, a second and at once. Events are never left out behind a slow reader, and
+"""Events of requests that fail, a second and at once. Events are never left out behind a slow reader, and
 forged requests cost their sender nothing: without a bound, what waits to be told grows."""
 _FILE_NOT_FOUND, _PATH_NOT_FOUND, _READ_FAULT, _TOO_MANY_SESSIONS = 2, 3, 30, 69
 
@@ -297,29 +297,36 @@ class TransportServer:
         except ContentNotFoundError:
             return self._refuse(request, source, _FILE_NOT_FOUND)
         except ContentError as error:
-            self._warn(str(error))
+            if self._may_tell():
+                self._warn(str(error))
             return self._refuse(request, source, _READ_FAULT)
         except TransportError as error:
-            self._warn(f"request of {source[0]} for {request.content!r} not answered: {error}")
+            if self._may_tell():
+                self._warn(f"request of {source[0]} for {request.content!r} not answered: {error}")
             return None
         return served.offer(source)
 
     def _refuse(self, request: Request, source: Endpoint, code: int) -> ErrorReply:
         self._refused += 1
+        if self._may_tell():
+            self._tell(
+                RequestRefused(
+                    seconds=self._seconds(),
+                    address=source,
+                    namespace=request.namespace,
+                    content=request.content,
+                    code=code,
+                )
+            )
+        return ErrorReply(code)
+
+    def _may_tell(self) -> bool:
+        """Whether there is room for one more event that a stranger's request brings about."""
         now = trio.current_time()
         if self._refusals.left(now) < 1:
-            return ErrorReply(code)
+            return False
         self._refusals.spend(1, now)
-        self._tell(
-            RequestRefused(
-                seconds=self._seconds(),
-                address=source,
-                namespace=request.namespace,
-                content=request.content,
-                code=code,
-            )
-        )
-        return ErrorReply(code)
+        return True
 
     def _warn(self, message: str) -> None:
         self._tell(Warned(seconds=self._seconds(), message=message))

@@ -1,7 +1,7 @@
 """Kills: transfers of which one process ends by `kill -9` at a moment that a seed decides.
 
-A wave is several such transfers at once, each with a server, two receivers and a port of its own: whose
-server is killed waits half a minute for nothing, and so do the others of its wave.
+A wave is several such transfers at once, each with a server, a port and receivers of its own: whose server is
+killed waits half a minute for nothing, and so do the others of its wave.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Trial:
         self.place = place
         self.port = str(6000 + number)
         self.victim = victim or rng.choice(("server", "receiver"))
+        self.count = 1 if self.victim == "server" else 2
         self.moment = rng.choice(("start", "middle", "middle", "end"))
         self.share = rng.random()
         self.delay = rng.random() * {"start": 2.0, "middle": 0.5, "end": 0.8}[self.moment]
@@ -56,7 +57,8 @@ class Trial:
     def serve(self) -> Process:
         """A server of this trial's content, on its port."""
         # A receiver may be killed before it joins: the other does not wait for it.
-        words = ("--rate", RATE, "--min-clients", "2", "--max-wait", "3", "--port", self.port)
+        clients = ("--min-clients", str(self.count), "--max-wait", "3")
+        words = ("--rate", RATE, *clients, "--port", self.port)
         return self.place.serve(self.content, *words)
 
     def receive(self, number: int) -> Receiver:
@@ -71,7 +73,7 @@ class Trial:
 
     def start(self) -> None:
         """Start the receivers; the server runs."""
-        self.receivers = [self.receive(number) for number in range(2)]
+        self.receivers = [self.receive(number) for number in range(self.count)]
 
     def step(self) -> None:
         """Kill when the moment has come."""
