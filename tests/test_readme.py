@@ -1,5 +1,6 @@
 """What README.md and SECURITY.md say is what the program does."""
 
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -184,6 +185,12 @@ def test_the_exit_codes_table_has_every_code_and_no_other():
 # ---------------------------------------------------------------------- the rest
 
 
+MODULES = {
+    "server": "wdstransport.server",
+    **{name: f"wdstransport.net.{name}" for name in ("initiation", "server_driver", "serving")},
+}
+
+
 def real_setting(name, where):
     if "ServerParameters" in where:
         return getattr(ServerParameters(), name)
@@ -191,6 +198,8 @@ def real_setting(name, where):
         return getattr(ClientParameters(), name)
     if "served_client" in where:
         return {"MAX_DISCONNECTED": MAX_DISCONNECTED}[name]
+    if (module := where.strip("`")) in MODULES:
+        return getattr(importlib.import_module(MODULES[module]), name)
     function = {
         "TransportServer": wdstransport.TransportServer,
         "RequestLimiter": RequestLimiter,

@@ -38,7 +38,7 @@ from wdstransport.wire.transport import KickReason
 
 __all__ = ["ClientCallback", "ServedClient", "TransportServer"]
 
-_REFUSALS_TOLD = (20.0, 100.0)
+_TOLD_PER_SECOND, _TOLD_AT_ONCE = 20.0, 100.0
 """Events of requests that fail, a second and at once. Events are never left out behind a slow reader, and
 forged requests cost their sender nothing: without a bound, what waits to be told grows."""
 _FILE_NOT_FOUND, _PATH_NOT_FOUND, _READ_FAULT, _TOO_MANY_SESSIONS = 2, 3, 30, 69
@@ -137,7 +137,7 @@ class TransportServer:
         self._start = 0.0
         self._requests = 0
         self._refused = 0
-        self._refusals = Allowance(*_REFUSALS_TOLD, -math.inf)
+        self._refusals = Allowance(_TOLD_PER_SECOND, _TOLD_AT_ONCE, -math.inf)
         self._completed = 0
         self._completion = trio.Condition()
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
