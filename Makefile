@@ -53,7 +53,7 @@ mutate: $(STAMP)
 	$(BIN)/python tests/mutation/mutate.py $(MUTATE)
 
 # Floods as fast as they come, and 200 times kill -9, in a lab of namespaces: root, half an hour or so.
-# HOSTILE_SEED decides the moments, HOSTILE_KILLS how many, HOSTILE_FIRST_WAVE which twenty come first.
+# HOSTILE_SEED decides the moments, HOSTILE_KILLS how many, HOSTILE_FIRST_WAVE which ten come first.
 hostile: $(STAMP)
 	HOSTILE_LARGE=1 $(BIN)/pytest -s tests/hostile
 

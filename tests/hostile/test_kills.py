@@ -13,7 +13,7 @@ from lab import Lab
 from neighbourhood import LARGE, SEED, Neighbourhood, why_not
 
 KILLS = int(os.environ.get("HOSTILE_KILLS", "200"))
-WAVE = 20
+WAVE = 10
 FIRST = int(os.environ.get("HOSTILE_FIRST_WAVE", "0"))
 
 pytestmark = [
