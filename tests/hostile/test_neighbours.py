@@ -94,8 +94,9 @@ def test_flood_of_strangers_and_forgers_changes_nothing_and_every_copy_is_whole(
         assert session["dropped"].get("unknown_client" if kind == "strangers" else "not_wds", 0) > 100
 
 
-def test_member_that_lacks_everything_all_the_time_harms_no_copy(place, tmp_path):
-    content = image(tmp_path / "image", SIZE // 20, SEED)
+@large
+def test_member_that_lacks_everything_two_hundred_times_a_second_harms_no_copy(place, tmp_path):
+    content = image(tmp_path / "image", SIZE // 5, SEED)
     session, _, codes = flood(place, content, "member_nacks", clients="3", pace=200)
     assert codes == [0, 0]
     assert session["nacks"] > 0
