@@ -172,8 +172,12 @@ class Neighbourhood:
         assert not problems, "\n".join(problems)
         return [receiver.process.returncode for receiver in self.receivers]
 
-    def finish(self, server: Process) -> dict[str, Any]:
-        """Stop a server; its session in its last statistics."""
+    def finish(self, server: Process, left: int) -> dict[str, Any]:
+        """Stop a server once so many clients have left it; its session in its last statistics.
+
+        A receiver that has ended has sent its LEAVE; a server that has little of the processor reads it later.
+        """
+        self.wait(server, "client-left", left)
         self.fleet.stop([server])
         sessions = [record for record in events(server, "statistics") if record["sessions"]]
         assert sessions, server.last_words()
