@@ -175,7 +175,7 @@ class Neighbourhood:
     def finish(self, server: Process, left: int) -> dict[str, Any]:
         """Stop a server once so many clients have left it; its session in its last statistics.
 
-        A receiver that has ended has sent its LEAVE; a server that has little of the processor reads it later.
+        A receiver that has ended has sent its LEAVE; a server with little of the processor reads it later.
         """
         self.wait(server, "client-left", left)
         self.fleet.stop([server])

@@ -238,10 +238,14 @@ class ServedSession:
         return None
 
     def _listed(self) -> Iterator[tuple[ClientRecord, str]]:
-        """Every client of the session, but only the first of those that have not confirmed."""
+        """Every client of the session, but only the first of those that have not confirmed.
+
+        A session that closes tells those as well, and then has them as kicked (deviation 52).
+        """
         room = _PENDING_LISTED
+        session_id = self.driver.session.session_id
         for record, state in self.driver.session.clients():
-            if state == "pending":
+            if (session_id, record.client_id) not in self._clients.connected:
                 room -= 1
                 if room < 0:
                     continue
