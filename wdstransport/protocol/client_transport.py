@@ -67,6 +67,20 @@ class _Run(NamedTuple):
     master: int
 
 
+class _Repairs(NamedTuple):
+    """A batch of RDATA alone, under one master, none with a Trail above itself; lists have one entry each.
+
+    `trail` is its last packet's; `wanted` are the rows that FW_LEAD does not excuse from an ACK.
+    """
+
+    numbers: list[int]
+    blocks: list[int]
+    rows: list[int]
+    wanted: frozenset[int]
+    trail: int
+    master: int
+
+
 class ClientState(Enum):
     """SessionState (MS-WDSMT 3.2.1.1), and the way out."""
 
@@ -302,12 +316,33 @@ class ClientTransport:
         self._zero_nack_sent = False
         dropped: list[tuple[DropReason, int]] = []
         if not self._on_repairs(records):
-            self._on_runs(records, dropped)
+            for run, wanted in self.runs_of(records):
+                self._on_run(records, run, wanted, dropped)
         if self.state is ClientState.REGULAR:
             if sum(number for _, number in dropped) < count:
                 self._counted_in(now)
             self._manage_nack(now)
         return dropped
+
+    @staticmethod
+    def repairs_of(records: DataRecords) -> _Repairs | None:
+        """What a batch of RDATA alone says to every client alike; None where it is another batch."""
+        sequences = records.odata_seq_no
+        if not records.retransmitted.all() or (records.trail_odata_seq_no > sequences).any():
+            return None
+        masters = records.client_id.tolist()
+        if masters.count(masters[-1]) != len(masters):
+            return None
+        wanted: set[int] = set()
+        wanted.update(np.flatnonzero(records.fw_lead >= sequences).tolist())
+        return _Repairs(
+            sequences.tolist(),
+            records.block_number.tolist(),
+            records.rows.tolist(),
+            frozenset(wanted),
+            int(records.trail_odata_seq_no[-1]),
+            masters[-1],
+        )
 
     def _on_repairs(self, records: DataRecords) -> bool:
         """A batch of RDATA alone, each a repair that somebody asked for: most are not for this client.
@@ -315,25 +350,22 @@ class ClientTransport:
         Returns:
             Whether it was such a batch; if not, nothing has changed.
         """
-        sequences = records.odata_seq_no
-        if not records.retransmitted.all() or (records.trail_odata_seq_no > sequences).any():
+        repairs = self.repairs_of(records)
+        if repairs is None:
             return False
-        numbers, blocks = sequences.tolist(), records.block_number.tolist()
-        masters = records.client_id.tolist()
+        numbers, blocks, rows, wanted, trail, master = repairs
         data, application = self.data, self.application
-        if not data.repairs_only(min(numbers), max(numbers)) or masters.count(masters[-1]) != len(masters):
+        if not data.repairs_only(min(numbers), max(numbers)):
             return False
-        if not all(application.accepts(block, 1, records.block_len) for block in blocks):
+        # What lies between two blocks of the content, of a length that is right for both, is right too.
+        if not all(application.accepts(block, 1, records.block_len) for block in (min(blocks), max(blocks))):
             return False
-        data.on_repairs(len(numbers), trail=int(records.trail_odata_seq_no[-1]), master=masters[-1])
-        wanted: set[int] = set()
-        if masters[-1] == self.client_id:
-            wanted.update(np.flatnonzero(records.fw_lead >= sequences).tolist())
+        data.on_repairs(len(numbers), trail=trail, master=master)
+        answers = master == self.client_id
         fresh: list[list[int]] = []  # runs as [first, one behind the last, block]
-        rows = records.rows.tolist()
         for row, (number, block) in enumerate(zip(numbers, blocks, strict=True)):
             data.on_repair(number)
-            if row in wanted:
+            if answers and row in wanted:
                 self._acknowledge(data.continuous(), int(records.header[row]["sender_time"]))
             if application.repeats(block):
                 continue
@@ -346,7 +378,12 @@ class ClientTransport:
             self._pass_on(records, start, stop, block)
         return True
 
-    def _on_runs(self, records: DataRecords, dropped: list[tuple[DropReason, int]]) -> None:
+    @staticmethod
+    def runs_of(records: DataRecords) -> list[tuple[_Run, list[int]]]:
+        """The runs of a batch, which are the same to every client.
+
+        Each comes with the rows in it that FW_LEAD does not excuse from an ACK (3.2.5.13).
+        """
         count = len(records)
         sequences, blocks, trails = records.odata_seq_no, records.block_number, records.trail_odata_seq_no
         if records.is_one_run():
@@ -369,6 +406,7 @@ class ClientTransport:
         wanted = np.flatnonzero(records.fw_lead >= sequences).tolist()
         wanted.append(count)
         place = 0
+        runs: list[tuple[_Run, list[int]]] = []
         for start, last, first_seq, first_block, trail, master in zip(
             starts,
             lasts,
@@ -382,7 +420,8 @@ class ClientTransport:
             while wanted[place] <= last:
                 place += 1
             run = _Run(start, last - start + 1, first_seq, first_block, trail, master)
-            self._on_run(records, run, wanted[answered:place], dropped)
+            runs.append((run, wanted[answered:place]))
+        return runs
 
     def _on_run(
         self, records: DataRecords, run: _Run, wanted: list[int], dropped: list[tuple[DropReason, int]]
