@@ -350,22 +350,21 @@ class Receiver(Driver):
         if not self.running:
             return
         now = self.now()
-        if self.witness is not None and batch.source == self.session.server:
+        session = self.session
+        if self.witness is not None and batch.source == session.server:
             self.witness.heard(batch)
-        self.session.receive(batch, now, multicast=multicast)
-        transport = self.session.transport
-        if len(transport.data.missing) > self.largest_missing:
-            self.largest_missing = len(transport.data.missing)
+        session.receive(batch, now, multicast=multicast)
+        transport = session.transport
+        missing = len(transport.data.missing)
+        if missing > self.largest_missing:
+            self.largest_missing = missing
         if transport.cache_used > self.largest_cache:
             self.largest_cache = transport.cache_used
-        deadline = self.session.next_deadline()
-        if (
-            deadline < self._wake_at
-            or deadline <= now
-            or transport.events
-            or transport.outbox.packets
-            or self.session.application.complete
-        ):
+        if transport.events or transport.outbox.packets:
+            self._serve(now)
+            return
+        deadline = transport.timers.next_deadline()
+        if deadline < self._wake_at or deadline <= now or session.application.complete:
             self._serve(now)
 
     def pump(self) -> None:

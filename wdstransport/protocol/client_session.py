@@ -26,7 +26,6 @@ from wdstransport.wire.transport import (
     OData,
     OpCode,
     RData,
-    TransportPacket,
     WireError,
     decode,
     encode,
@@ -162,17 +161,15 @@ class ClientSession:
 
     def _receive_one(self, batch: Batch, row: int, now: float, multicast: bool) -> None:
         datagram = batch.datagram(row)
-        packet: TransportPacket
         answer = decode_answer(datagram, session_id=self.session_id, security=self._server_security)
         if answer is not None:
-            sender_time, packet = answer
-        else:
-            try:
-                header, packet = decode(datagram, session_id=self.session_id, security=self._server_security)
-            except WireError as error:
-                self.dropped[error.reason.value] += 1
-                return
-            sender_time = header.sender_time
+            self._judged(self.transport.receive(answer[1], answer[0], now), now)
+            return
+        try:
+            header, packet = decode(datagram, session_id=self.session_id, security=self._server_security)
+        except WireError as error:
+            self.dropped[error.reason.value] += 1
+            return
         reason: DropReason | None
         if isinstance(packet, OData | RData):
             lone = Batch(datagram, len(datagram), batch.source, batch.owner)
@@ -184,7 +181,10 @@ class ClientSession:
         elif multicast and isinstance(packet, JoinAck):
             reason = DropReason.NOT_FOR_US
         else:
-            reason = self.transport.receive(packet, sender_time, now)
+            reason = self.transport.receive(packet, header.sender_time, now)
+        self._judged(reason, now)
+
+    def _judged(self, reason: DropReason | None, now: float) -> None:
         if reason is None:
             self.transport.heard(now)
         else:

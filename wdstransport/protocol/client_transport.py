@@ -179,8 +179,7 @@ class ClientTransport:
 
     def heard(self, now: float) -> None:
         """A valid packet came from the server: it is alive (3.2.5.1)."""
-        if ClientTimer.INACTIVITY in self.timers:
-            self.timers.set(ClientTimer.INACTIVITY, now + self.parameters.inactivity_timeout)
+        self.timers.postpone(ClientTimer.INACTIVITY, now + self.parameters.inactivity_timeout)
 
     def receive(self, packet: TransportPacket, sender_time: int, now: float) -> DropReason | None:
         """Process a control packet that passed validation (3.2.5.1).
