@@ -122,7 +122,9 @@ class _Shared:
         if isinstance(records.batch, Remnant):
             return self._runs_of(records)
         result = self._runs.get((id(records),))
-        return self._runs.put((id(records),), records, self._runs_of(records)) if result is _MISSING else result
+        if result is _MISSING:
+            result = self._runs.put((id(records),), records, self._runs_of(records))
+        return result
 
     def repairs(self, records: DataRecords) -> Any:
         if isinstance(records.batch, Remnant):
@@ -138,7 +140,9 @@ class _Shared:
         place = (event.first_row, event.count, event.first_block, event.block_len, event.data_offset)
         key = (id(image), id(event.batch), *place)
         result = self._matches.get(key)
-        return self._matches.put(key, event.batch, self._compare(image, event)) if result is _MISSING else result
+        if result is _MISSING:
+            result = self._matches.put(key, event.batch, self._compare(image, event))
+        return result
 
 
 @contextmanager
