@@ -3,7 +3,8 @@
     PYTHONPATH=. .venv/bin/python tests/sim/curve.py
 
 prints a Markdown table of virtual results, the same on every machine; real seconds go to stderr. `make curve`
-writes it to `tests/sim/CURVE.md`, and `test_sim_curve.py` holds its cheap rows against the code.
+writes it to `tests/sim/CURVE.md` and draws it with `plot.py`; `test_sim_curve.py` holds its cheap rows
+against the code.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ def main() -> None:
     options = parser.parse_args()
     print("# The curve: one image, ever more clients\n")
     print(f"{int(options.size)} bytes, {options.rate / 125000:.0f} Mbit/s, RTT {options.rtt * 1000:g} ms\n")
+    print("![Image time, bytes on the wire, ACK and NACK against clients, one line a loss](curve.png)\n")
     print(HEAD)
     print("| ---: " * HEAD.count(" |") + "|", flush=True)
     for loss in (float(part) for part in options.loss.split(",")):
