@@ -499,16 +499,24 @@ class ClientTransport:
 
     def _manage_nack(self, now: float) -> None:
         """3.2.5.12: the master asks at once, the others after a back-off."""
-        if not self.data.missing or ClientTimer.NACK in self.timers:
+        if not self.data.missing:
             return
-        if self.data.master == self.client_id:
+        due = self.timers.get(ClientTimer.NACK)
+        if self.data.master != self.client_id:
+            if due is None:
+                self.timers.set(ClientTimer.NACK, now + self._nack_back_off())
+        elif due is None:
             self._nack_timer(now)
         else:
-            self.timers.set(ClientTimer.NACK, now + self._nack_back_off())
+            # Drawn while another was the master, it may be a hundred times as long (deviation 59).
+            self.timers.set(ClientTimer.NACK, min(due, now + self._nack_wait()))
 
     def _nack_back_off(self) -> float:
-        low, high = self.data.min_nack_back_off, self.data.max_nack_back_off
-        return max(0.001, self._rng.uniform(min(low, high), max(low, high)))
+        """Seconds to the next NACK: random, but the shortest for the master, whose losses stop the window."""
+        low, high = sorted((self.data.min_nack_back_off, self.data.max_nack_back_off))
+        if self.data.master == self.client_id:
+            return max(0.001, low)  # deviation 59
+        return max(0.001, self._rng.uniform(low, high))
 
     def _nack_timer(self, now: float) -> None:
         """3.2.5.12.1; the lowest ranges first when a datagram cannot hold all (deviation 49)."""
@@ -520,10 +528,13 @@ class ClientTransport:
         # thousand a second better (deviation 57).
         self._nack_repeats = self._nack_repeats + 1 if missing[0] == self._last_nacked else 0
         self._last_nacked = missing[0]
+        self.timers.set(ClientTimer.NACK, now + self._nack_wait())
+
+    def _nack_wait(self) -> float:
+        """Seconds from a NACK to the next: the back-off, and more after many that brought nothing."""
         back_off = self._nack_back_off()
-        factor = 2 ** min(16, max(0, self._nack_repeats - _PATIENT_NACKS))
-        wait = max(back_off, min(back_off * factor, self.parameters.max_nack_wait))
-        self.timers.set(ClientTimer.NACK, now + wait)
+        factor = 1 << min(16, max(0, self._nack_repeats - _PATIENT_NACKS))
+        return max(back_off, min(back_off * factor, self.parameters.max_nack_wait))
 
     def _send_nack(self, ranges: tuple[tuple[int, int], ...]) -> None:
         loss = scaled_loss(self.data.loss.rate)
