@@ -70,7 +70,8 @@ class _Run(NamedTuple):
 class _Repairs(NamedTuple):
     """A batch of RDATA alone, under one master, none with a Trail above itself; lists have one entry each.
 
-    `trail` is its last packet's; `wanted` are the rows that FW_LEAD does not excuse from an ACK.
+    `trail` is its last packet's; `wanted` are the rows that FW_LEAD does not excuse from an ACK; `span` and
+    `content` are the lowest and the highest of the numbers and of the blocks.
     """
 
     numbers: list[int]
@@ -79,6 +80,8 @@ class _Repairs(NamedTuple):
     wanted: frozenset[int]
     trail: int
     master: int
+    span: tuple[int, int]
+    content: tuple[int, int]
 
 
 class ClientState(Enum):
@@ -332,15 +335,16 @@ class ClientTransport:
         masters = records.client_id.tolist()
         if masters.count(masters[-1]) != len(masters):
             return None
-        wanted: set[int] = set()
-        wanted.update(np.flatnonzero(records.fw_lead >= sequences).tolist())
+        numbers, blocks = sequences.tolist(), records.block_number.tolist()
         return _Repairs(
-            sequences.tolist(),
-            records.block_number.tolist(),
+            numbers,
+            blocks,
             records.rows.tolist(),
-            frozenset(wanted),
+            frozenset(np.flatnonzero(records.fw_lead >= sequences).tolist()),
             int(records.trail_odata_seq_no[-1]),
             masters[-1],
+            (min(numbers), max(numbers)),
+            (min(blocks), max(blocks)),
         )
 
     def _on_repairs(self, records: DataRecords) -> bool:
@@ -352,27 +356,29 @@ class ClientTransport:
         repairs = self.repairs_of(records)
         if repairs is None:
             return False
-        numbers, blocks, rows, wanted, trail, master = repairs
         data, application = self.data, self.application
-        if not data.repairs_only(min(numbers), max(numbers)):
+        numbers, blocks, rows = repairs.numbers, repairs.blocks, repairs.rows
+        if not data.repairs_only(*repairs.span):
             return False
         # What lies between two blocks of the content, of a length that is right for both, is right too.
-        if not all(application.accepts(block, 1, records.block_len) for block in (min(blocks), max(blocks))):
+        length, (low, high) = records.block_len, repairs.content
+        if not (application.accepts(low, 1, length) and application.accepts(high, 1, length)):
             return False
-        data.on_repairs(len(numbers), trail=trail, master=master)
-        answers = master == self.client_id
+        if repairs.master != self.client_id:
+            data.on_repairs(numbers, trail=repairs.trail, master=repairs.master)
+        else:
+            data.head_of_repairs(len(numbers), trail=repairs.trail, master=repairs.master)
+            for row, number in enumerate(numbers):
+                data.on_repair(number)
+                if row in repairs.wanted:
+                    self._acknowledge(data.continuous(), int(records.header[row]["sender_time"]))
         fresh: list[list[int]] = []  # runs as [first, one behind the last, block]
-        for row, (number, block) in enumerate(zip(numbers, blocks, strict=True)):
-            data.on_repair(number)
-            if answers and row in wanted:
-                self._acknowledge(data.continuous(), int(records.header[row]["sender_time"]))
-            if application.repeats(block):
-                continue
+        for row in application.news(blocks):
             last = fresh[-1] if fresh else [0, -1, 0]
-            if last[1] == row and block - last[2] == row - last[0] == rows[row] - rows[last[0]]:
+            if last[1] == row and blocks[row] - last[2] == row - last[0] == rows[row] - rows[last[0]]:
                 last[1] = row + 1
             else:
-                fresh.append([row, row + 1, block])
+                fresh.append([row, row + 1, blocks[row]])
         for start, stop, block in fresh:
             self._pass_on(records, start, stop, block)
         return True
