@@ -347,7 +347,7 @@ class Receiver(Driver):
 
     def arrived(self, batch: Batch, *, multicast: bool) -> None:
         """Datagrams for this client's own socket or its group's."""
-        if not self.running:
+        if self.host.sockets.get(self.port) is not self:
             return
         now = self.now()
         session = self.session
@@ -364,7 +364,7 @@ class Receiver(Driver):
             self._serve(now)
             return
         deadline = transport.timers.next_deadline()
-        if deadline < self._wake_at or deadline <= now or session.application.complete:
+        if deadline < self._wake_at or deadline <= now:
             self._serve(now)
 
     def pump(self) -> None:

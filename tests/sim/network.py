@@ -166,30 +166,37 @@ class Path:
         self._only_loss = not (
             conditions.bursts or conditions.duplicate or conditions.reorder or conditions.bit_error
         )
-        self._simple = self._only_loss and not (conditions.blocked or conditions.jitter)
+        self._simple = (
+            self._only_loss and conditions.rate is not None and not (conditions.blocked or conditions.jitter)
+        )
+        self._rate, self._latency = conditions.rate or 0.0, conditions.latency
+        self._queue_limit = conditions.queue
 
-    def unharmed(self, size: int, count: int, now: float, span: float) -> float | None:
-        """When a batch of `size` bytes and `count` datagrams arrives, if it arrives whole.
+    def unharmed(self, wire: int, count: int, first: float, now: float) -> float | None:
+        """When a batch arrives, if it arrives whole.
 
         The usual case of `carry`, which is to be asked where this says None and has changed nothing.
+
+        Args:
+            wire: its bytes, and those that its datagrams cost besides.
+            count: its datagrams.
+            first: when the first of them began to come, virtual seconds.
+            now: when the last has come.
         """
-        conditions, chance = self.conditions, self._loss
-        rate = conditions.rate
-        if not self._simple or rate is None or self.swallow is not None or chance.left < count:
+        chance = self._loss
+        if not self._simple or self.swallow is not None or chance.left < count:
             return None
-        wire = size + count * FRAME_OVERHEAD
-        first = now - span
         start = self.free_at
         if start < first:
             start = first
-        if (start - first) * rate + wire > conditions.queue:
+        if (start - first) * self._rate + wire > self._queue_limit:
             return None
-        free = start + wire / rate
+        free = start + wire / self._rate
         if free < now:
             free = now
         chance.left -= count
         self.free_at = free
-        self._last_arrival = arrival = free + conditions.latency
+        self._last_arrival = arrival = free + self._latency
         return arrival
 
     def carry(self, buffer: memoryview, segment: int, now: float, span: float = 0.0) -> list[Parcel]:
@@ -381,10 +388,11 @@ class Network:
         multicast = to in self._groups
         size = len(buffer)
         count = -(-size // segment)
+        wire, first = size + count * FRAME_OVERHEAD, now - span
         together: defaultdict[float, list[tuple[Node, Socket, Batch]]] = defaultdict(list)
         for node, sockets in targets:
             path = node.down
-            arrival = path.unharmed(size, count, now, span)
+            arrival = path.unharmed(wire, count, first, now)
             if arrival is not None:
                 for socket in sockets:
                     together[arrival].append((node, socket, whole))

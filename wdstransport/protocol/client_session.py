@@ -88,6 +88,7 @@ class ClientSession:
         self.datagrams = 0
         self._client_security = client_security
         self._server_security = server_security
+        self._op_code_at = server_security.header_len + 4
         self._parameters = parameters
         self._rng = rng
         self._identity = (client_name, ip_address, mac_address)
@@ -148,8 +149,8 @@ class ClientSession:
 
     def _may_be_data(self, batch: Batch) -> bool:
         """Whether a lone datagram's OpCode is that of data; most are NCF, one for each NACK of anybody."""
-        at = self._server_security.header_len + 4
-        return len(batch.buffer) > at and batch.buffer[at] in _DATA_CODES
+        at, buffer = self._op_code_at, batch.buffer
+        return len(buffer) > at and buffer[at] in _DATA_CODES
 
     def _on_records(self, records: DataRecords, now: float) -> None:
         accepted = len(records)

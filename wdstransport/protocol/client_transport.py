@@ -190,21 +190,21 @@ class ClientTransport:
         Returns:
             Why it was not accepted, or None when it was.
         """
-        if self.state in (ClientState.LEAVING, ClientState.OVER):
-            return DropReason.STATE
-        if isinstance(packet, JoinAck):
-            return self._on_join_ack(packet, sender_time, now)
         if self.state is not ClientState.REGULAR:
+            if self.state is ClientState.JOIN and isinstance(packet, JoinAck):
+                return self._on_join_ack(packet, sender_time, now)
             return DropReason.STATE
         match packet:
+            case Ncf():
+                return None  # ignored, unlike in PGM (3.2.5.19, deviation 15); the most frequent by far
+            case JoinAck():
+                return self._on_join_ack(packet, sender_time, now)
             case Spm():
                 return self._on_spm(packet, sender_time, now)
             case Qcc():
                 return self._on_qcc(packet, sender_time, now)
             case Poll():
                 return self._on_poll(packet, now)
-            case Ncf():
-                return None  # ignored, unlike in PGM (3.2.5.19, deviation 15)
             case Kick():
                 return self._on_kick(packet, now)
             case Demote():
