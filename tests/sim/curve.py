@@ -33,7 +33,7 @@ Where it is not flat, and why:
   chance 1 - (1 - p)^N: 63 % for 1 % and 100 clients, all packets for 1000. Without forward error correction,
   which the documents do not have, each is repaired once, for all who lost it, and again with the chance
   1 - (1 - p^2)^N that one of them loses that, too, and so on: 1.096 repairs a packet for 1 % and 1000
-  clients, and so many are sent. No grouping of NACKs could save one. The link is full for 0.40 s then, until
+  clients, as are sent. No grouping of NACKs could save one. The link is full for 0.40 s then, until
   the last block is out; what follows are the back-offs of the last NACKs and the LEAVEs.
 - *ACK grows with RDATA*: the master acknowledges each repair (MS-WDSMT 3.2.5.13); RDATA has no option to
   excuse it (2.2.17).
@@ -48,8 +48,9 @@ What the documents leave free, and how it is used (figures of a thousand clients
 
 - A master that leaves is succeeded at once (deviation 31). A QCC state would stop all repairs for a
   millisecond a client whenever one leaves.
-- The master draws the shortest back-off (deviation 59). A window of 6144 packets is empty after 70 ms, and
-  waited for the master's losses up to 200. Both together: 0.71 s instead of 1.65.
+- The master draws the shortest back-off (deviation 59), since the window waits for its losses: up to 200 ms
+  otherwise, and with windows of 6144 packets, 70 ms. Both together brought 1.65 s down to 0.71.
+- A window of 16384 packets instead of 6144 is more than the image, and brings the rest.
 - Repairs are not held back to go out together. Under load a batch of ODATA takes half a millisecond, in which
   35 of them gather by themselves; without load a few clients would wait for nothing."""
 
