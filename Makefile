@@ -44,9 +44,11 @@ micro: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/pytest tests/bench/test_micro.py --benchmark-enable
 
-# The table of image time against clients and loss, in virtual time: minutes, most of them for a thousand clients.
+# Table and picture of image time against clients and loss, in virtual time: minutes, most for a thousand clients.
 curve: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	PYTHONPATH=. $(BIN)/python tests/sim/curve.py > tests/sim/CURVE.md
+	$(BIN)/python tests/sim/plot.py
 
 # Plants every fault of tests/mutation/faults in a copy, one at a time: an hour or so. MUTATE='--only window' is short.
 mutate: $(STAMP)

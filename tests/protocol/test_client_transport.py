@@ -614,6 +614,32 @@ def test_master_does_not_nack_again_while_its_timer_runs(client):
     assert client.sent(Nack)[0].ranges == ((2, 2), (4, 4))
 
 
+def test_master_always_draws_the_shortest_back_off(client):
+    client.spm(T, 1, master=ME, low=2, high=202)
+    client.odata(T, 1, 3, master=ME)
+    assert len(client.sent(Nack)) == 1
+    assert nack_times(client, T + 0.009) == pytest.approx([T + 0.002, T + 0.004, T + 0.006, T + 0.008])
+
+
+def test_client_that_becomes_the_master_does_not_wait_for_the_others_draw(client):
+    client.spm(T, 1, master=OTHER, low=100, high=300)
+    client.odata(T, 1, 3, master=OTHER)
+    client.odata(T + 0.01, 4, master=ME)
+    assert client.sent(Nack) == []
+    assert client.timers.get(ClientTimer.NACK) == pytest.approx(T + 0.11)
+    client.odata(T + 0.05, 5, master=ME)
+    assert client.timers.get(ClientTimer.NACK) == pytest.approx(T + 0.11)
+
+
+def test_client_that_becomes_the_master_does_not_ask_sooner_for_what_nobody_repairs(client):
+    client.spm(T, 1, master=OTHER, low=2, high=2)
+    client.odata(T, 1, 3, master=OTHER)
+    now = nack_times(client, T + 0.5)[-1]
+    due = client.timers.get(ClientTimer.NACK)
+    client.odata(now, 4, master=ME)
+    assert client.timers.get(ClientTimer.NACK) == due
+
+
 def test_batch_that_loses_and_repairs_is_silent(client):
     client.odata(T, 1, 3, 2, master=ME)
     assert client.sent(Nack) == []

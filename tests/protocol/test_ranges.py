@@ -117,7 +117,7 @@ def test_sets_compare_by_their_numbers_and_cannot_be_hashed():
 small = st.integers(0, 40)
 operations = st.one_of(
     st.tuples(st.sampled_from(["add", "add", "remove"]), small, small),
-    st.tuples(st.just("below"), small, small),
+    st.tuples(st.sampled_from(["below", "each"]), small, small),
     st.tuples(st.just("clear"), small, small),
 )
 
@@ -134,6 +134,9 @@ def test_range_set_behaves_like_a_set_of_numbers(steps):
             case "remove":
                 numbers.remove(low, high)
                 model -= set(range(low, high + 1))
+            case "each":
+                numbers.remove_each([high, low, low, high + 2])
+                model -= {low, high, high + 2}
             case "below":
                 numbers.remove_below(low)
                 model = {number for number in model if number >= low}
@@ -266,6 +269,10 @@ def test_block_map_behaves_like_a_list_of_truth_values(case):
             assert blocks.count == sum(model)
             assert blocks.complete == all(model[1:])
             assert [block in blocks for block in range(1, total + 1)] == model[1:]
+            backwards = range(total, 0, -1)
+            assert [backwards[place] for place in blocks.absent(backwards)] == [
+                block for block in backwards if not model[block]
+            ]
             if ask:
                 missing = runs(block for block in range(1, total + 1) if not model[block])
                 assert list(blocks.missing(limit)) == missing[:limit]

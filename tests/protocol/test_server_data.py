@@ -642,15 +642,36 @@ def test_withdrawn_round_never_ends_and_leaves_nothing_behind(alone):
 
 
 def test_new_master_goes_on_where_the_old_one_was(pair):
+    pair.qcr(pair.others[0], T + 2)
     pair.open_window(pair.master, T + 2)
     given = pair.data.given
     pair.receive(Leave(pair.master, LeaveReason.CANCELLED), address(1), T + 2)
-    assert pair.data.sendable() == 0
-    pair.qcr(pair.others[0], T + 2, seq=pair.last_qcc())
-    pair.transport.handle_timers(T + 2.1)
     assert pair.data.master_client_id == pair.others[0]
     assert pair.data.given == given
     assert pair.data.sendable() == pair.data.window.size
+
+
+def test_first_ack_of_who_takes_over_tells_where_it_stands(pair):
+    pair.qcr(pair.others[0], T + 2)
+    pair.open_window(pair.master, T + 2)
+    pair.send_all(T + 2)
+    lead = pair.data.mc_lead
+    pair.ack(pair.master, lead, T + 2)
+    pair.receive(Leave(pair.master, LeaveReason.CANCELLED), address(1), T + 2)
+    assert pair.ack(pair.others[0], 5, T + 2) is None
+    assert pair.data.in_flight == lead - 5
+    assert pair.ack(pair.others[0], 3, T + 2) is DropReason.STALE
+    assert pair.ack(pair.others[0], lead, T + 2.1) is None
+    assert pair.data.in_flight == 0
+
+
+def test_who_takes_over_has_five_spms_of_its_own(pair):
+    pair.qcr(pair.others[0], T + 2)
+    pair.data._spm_count = 4
+    pair.receive(Leave(pair.master, LeaveReason.CANCELLED), address(1), T + 2)
+    assert pair.data._spm_count == 1
+    pair.data.spm_timer(T + 3)
+    assert pair.transport.state is ServerState.DATA
 
 
 # ---------------------------------------------------------------------- a model of the sender
@@ -669,7 +690,7 @@ actions = st.one_of(
 def test_sender_keeps_the_documents_books(script):
     server = Round(exp_max_window_size=8, max_window_size=12)
     data, now, blocks, size, trail = server.data, T + 2, {}, 1, 0
-    given, sent_at, cut, head = [], {}, None, 1
+    given, sent_at, cut, cut_at, head = [], {}, None, 0, 1
     for pause, (name, first, second) in script:
         now = round(now + pause / 1000, 3)
         match name:
@@ -703,8 +724,9 @@ def test_sender_keeps_the_documents_books(script):
                 before = set(server.repairs())
                 assert before == set()
                 server.nack(server.master, [(first, first + second)], now)
-                if cut is None or now - cut >= data.mcrtt:
-                    cut, size = now, max(int(size * 0.75), 2)
+                fresh = min(first + second, len(blocks)) > cut_at
+                if cut is None or (fresh and now - cut >= data.mcrtt):
+                    cut, cut_at, size = now, len(blocks), max(int(size * 0.75), 2)
                 expected = [
                     seq
                     for seq in range(max(first, head), first + second + 1)

@@ -560,13 +560,45 @@ def test_pending_client_that_leaves_was_never_there(server):
     assert server.sent() == []
 
 
-def test_master_that_leaves_is_replaced_at_once(server):
+def test_master_that_leaves_is_replaced_at_once_by_who_has_answered(server):
     (master, other), now = server.data_state(1, 2)
+    server.sent()
+    server.receive(Leave(master, LeaveReason.COMPLETE), server.where[master], now)
+    assert server.transport.state is ServerState.DATA
+    assert server.data.master_client_id == other
+    assert [spm.master_client_id for spm, _ in server.sent(Spm)] == [other]
+
+
+def test_of_those_who_still_miss_blocks_the_slowest_takes_over(server):
+    (master, *others), now = server.data_state(1, 2, 3, 4, 5)
+    for number, (progress, rtt) in enumerate([(100, 0.009), (40, 0.002), (40, 0.005), (99, 0.004)]):
+        record = server.clients.active[others[number]]
+        record.progress, record.rtt = progress, rtt
+    server.receive(Leave(master, LeaveReason.COMPLETE), server.where[master], now)
+    assert server.data.master_client_id == others[2]
+    assert server.data.mcrtt == 0.005
+    server.clients.active[others[3]].gave_up_on = True
+    server.transport.kick(others[2], KickReason.FAIL, now)
+    assert server.data.master_client_id == others[1]
+
+
+def test_master_that_leaves_is_asked_for_again_when_nobody_has_answered_lately(server):
+    (master, other), _ = server.data_state(1, 2)
+    record = server.clients.active[other]
+    late = record.last_update + 3 * max(0.25, 0.002) + 0.001
+    server.receive(Leave(master, LeaveReason.COMPLETE), server.where[master], late)
+    assert server.transport.state is ServerState.QCC
+    server.qcr(other, late, seq=server.last_qcc())
+    server.transport.handle_timers(late + 1)
+    assert server.data.master_client_id == other
+
+
+@pytest.mark.parametrize("doubt", ["qcr_received", "gave_up_on"])
+def test_master_that_leaves_is_asked_for_again_when_the_others_are_in_doubt(server, doubt):
+    (master, other), now = server.data_state(1, 2)
+    setattr(server.clients.active[other], doubt, doubt == "gave_up_on")
     server.receive(Leave(master, LeaveReason.COMPLETE), server.where[master], now)
     assert server.transport.state is ServerState.QCC
-    server.qcr(other, now, seq=server.last_qcc())
-    server.transport.handle_timers(now + 1)
-    assert server.data.master_client_id == other
 
 
 def test_other_client_that_leaves_does_not_disturb_the_master(server):
@@ -732,9 +764,10 @@ def test_kick_for_200_clients_is_one_packet(server):
 
 
 def test_kicked_master_is_replaced_at_once(server):
-    (master, _), now = server.data_state(1, 2)
+    (master, other), now = server.data_state(1, 2)
+    server.application.calls.clear()
     server.transport.kick(master, KickReason.FAIL, now)
-    assert server.transport.state is ServerState.QCC
+    assert server.data.master_client_id == other
     assert server.application.named("clients_changed")
 
 
@@ -878,9 +911,9 @@ def test_demote_for_251_clients_is_two_packets(server):
 
 
 def test_demoted_master_is_replaced_at_once(server):
-    (master, _), now = server.data_state(1, 2)
+    (master, other), now = server.data_state(1, 2)
     server.transport.demote(master, LOWER, now)
-    assert server.transport.state is ServerState.QCC
+    assert server.data.master_client_id == other
 
 
 # ---------------------------------------------------------------------- silence
@@ -929,7 +962,7 @@ def test_dead_master_is_replaced_at_once(server):
     server.qcr(other, now + 61)
     server.transport._client_cleanup_timer(now + 62)
     assert master not in server.clients.active
-    assert server.transport.state is ServerState.QCC
+    assert server.transport.state is ServerState.QCC  # the last answer is a second old
 
 
 def test_session_ends_after_300_seconds_without_any_client(server):

@@ -36,6 +36,14 @@ def test_popped_timer_is_disarmed(timers):
     assert timers.pop_due(5.0) is None
 
 
+def test_only_a_timer_that_is_armed_is_postponed(timers):
+    timers.postpone(ClientTimer.JOIN, 2.0)
+    assert ClientTimer.JOIN not in timers
+    timers.set(ClientTimer.JOIN, 2.0)
+    timers.postpone(ClientTimer.JOIN, 3.0)
+    assert timers.get(ClientTimer.JOIN) == 3.0
+
+
 def test_rearming_moves_the_one_deadline(timers):
     timers.set(ClientTimer.NACK, 1.0)
     timers.set(ClientTimer.NACK, 9.0)

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterable
 
 import numpy as np
+from bounds import ServerBounds, watch_missing
 from disk import Disk
 from image import Copy, Image
 from machine import Driver, Host
@@ -80,6 +81,7 @@ class Server(Driver):
             now=self.now(),
         )
         self.monitor = Monitor(self.world, image.total_blocks)
+        self.bounds = ServerBounds(self.world, self.parameters)
         self.gone: list[tuple[float, int, Gone]] = []
         self.terminated = False
         self.began_at: float | None = None
@@ -125,7 +127,8 @@ class Server(Driver):
             deadline = session.next_deadline()
             self.world.require(deadline > now, f"server's deadline {deadline} is not after {now}")
         self.arm(deadline)
-        self._watch_tables()
+        self.bounds.watch(session, now)
+        self._watch_cleanup()
 
     def _send_control(self, now: float) -> None:
         for datagram, to in self.session.take_outgoing(now):
@@ -221,17 +224,6 @@ class Server(Driver):
             previous_lead=previous_lead,
         )
         return memoryview(bytes(filled)), slots.segment
-
-    def _watch_tables(self) -> None:
-        lists, data = self.session.transport.clients, self.session.transport.data
-        table = self.monitor.table
-        table("pending", len(lists.pending))
-        table("active", len(lists.active))
-        table("kicked", len(lists.kicked))
-        table("demoted", len(lists.demoted))
-        table("repairs", data.repairs_waiting)
-        table("repairable", len(data.packets))
-        self._watch_cleanup()
 
     def _watch_cleanup(self) -> None:
         """In the Data state a packet that is a second old and acknowledged goes within a cleanup or two."""
@@ -347,25 +339,25 @@ class Receiver(Driver):
 
     def arrived(self, batch: Batch, *, multicast: bool) -> None:
         """Datagrams for this client's own socket or its group's."""
-        if not self.running:
+        if self.host.sockets.get(self.port) is not self:
             return
         now = self.now()
-        if self.witness is not None and batch.source == self.session.server:
+        session = self.session
+        if self.witness is not None and batch.source == session.server:
             self.witness.heard(batch)
-        self.session.receive(batch, now, multicast=multicast)
-        transport = self.session.transport
-        if len(transport.data.missing) > self.largest_missing:
-            self.largest_missing = len(transport.data.missing)
+        session.receive(batch, now, multicast=multicast)
+        transport = session.transport
+        missing = len(transport.data.missing)
+        if missing > self.largest_missing:
+            self.largest_missing = missing
+            watch_missing(self.world, session, self.name)
         if transport.cache_used > self.largest_cache:
             self.largest_cache = transport.cache_used
-        deadline = self.session.next_deadline()
-        if (
-            deadline < self._wake_at
-            or deadline <= now
-            or transport.events
-            or transport.outbox.packets
-            or self.session.application.complete
-        ):
+        if transport.events or transport.outbox.packets:
+            self._serve(now)
+            return
+        deadline = transport.timers.next_deadline()
+        if deadline < self._wake_at or deadline <= now:
             self._serve(now)
 
     def pump(self) -> None:

@@ -31,6 +31,18 @@ class Image:
         """Blocks of full length, one a row."""
         return self._matrix[np.array(numbers) - 1]
 
+    def matches(self, event: BlocksArrived) -> bool:
+        """Whether the bytes that came are those of the blocks they came as."""
+        batch = event.batch
+        rows = np.ndarray(
+            (event.count, event.block_len),
+            np.uint8,
+            batch.buffer,
+            event.first_row * batch.segment + event.data_offset,
+            (batch.segment, 1),
+        )
+        return np.array_equal(rows, self.blocks(event.first_block, event.count))
+
 
 class Copy:
     """What one receiver wrote, block by block compared with the image when it is written.
@@ -47,7 +59,7 @@ class Copy:
 
     def write(self, event: BlocksArrived) -> None:
         """Store the blocks of an event; fail on a wrong byte, a wrong length or a second write."""
-        batch, first, count = event.batch, event.first_block, event.count
+        first, count = event.first_block, event.count
         last = first + count - 1
         if not 1 <= first <= last <= self.image.total_blocks:
             self._world.fail(f"{self._who} got blocks {first} to {last} of {self.image.total_blocks}")
@@ -55,14 +67,7 @@ class Copy:
             count > 1 and event.block_len != self.image.block_size
         ):
             self._world.fail(f"{self._who} got block {last} with {event.block_len} bytes")
-        rows = np.ndarray(
-            (count, event.block_len),
-            np.uint8,
-            batch.buffer,
-            event.first_row * batch.segment + event.data_offset,
-            (batch.segment, 1),
-        )
-        if not np.array_equal(rows, self.image.blocks(first, count)):
+        if not self.image.matches(event):
             self._world.fail(f"{self._who} got wrong bytes in blocks {first} to {last}")
         written = self.writes[first - 1 : last]
         if written.any():

@@ -74,7 +74,6 @@ class Monitor:
         self._highest_seq = 0
         self._asked: dict[int, int] = {}
         self._sent_block: dict[int, int] = {}
-        self.tables: Counter[str] = Counter()
 
     # ------------------------------------------------------------------ what reaches the server
 
@@ -156,11 +155,6 @@ class Monitor:
                 self._world.fail(f"RDATA {seq} carries block {block}, ODATA carried {before}")
             if not self._asked.pop(seq, 0):
                 self.useless_repairs += 1
-
-    def table(self, name: str, size: int) -> None:
-        """Keep the largest size of a table."""
-        if size > self.tables[name]:
-            self.tables[name] = size
 
     # ------------------------------------------------------------------ summaries
 

@@ -72,7 +72,8 @@ class Chance:
     def __init__(self, share: float, rng: random.Random) -> None:
         self._log = math.log1p(-share) if 0 < share < 1 else -math.inf if share >= 1 else 0.0
         self._rng = rng
-        self._left = self._gap()
+        self.left = self._gap()
+        """How many datagrams nothing happens to before the next hit."""
 
     def _gap(self) -> float:
         if not self._log:
@@ -81,14 +82,14 @@ class Chance:
 
     def hits(self, count: int) -> list[int]:
         """Places, among the next `count` datagrams, of those that are hit."""
-        if self._left >= count:
-            self._left -= count
+        if self.left >= count:
+            self.left -= count
             return []
         found = []
-        while self._left < count:
-            found.append(int(self._left))
-            self._left += 1 + self._gap()
-        self._left -= count
+        while self.left < count:
+            found.append(int(self.left))
+            self.left += 1 + self._gap()
+        self.left -= count
         return found
 
 
@@ -126,6 +127,14 @@ Parcel = tuple[float, memoryview, int]
 """When a batch arrives, its bytes, and the bytes of each of its datagrams."""
 
 
+@dataclass(slots=True)
+class Remnant(Batch):
+    """What is left of a batch that lost datagrams on its way; `kept` are the places of the others in it."""
+
+    whole: Batch | None = None
+    kept: tuple[int, ...] = ()
+
+
 class Path:
     """One direction between a host and the switch.
 
@@ -133,6 +142,7 @@ class Path:
         free_at: when the link has sent all that was accepted, virtual seconds.
         swallow: which datagrams vanish, whatever the conditions; None for none.
         counts: what happened to datagrams, by name.
+        kept: places of what arrived of the batch carried last, when losses were all that befell it.
     """
 
     def __init__(self, conditions: Conditions, rng: random.Random) -> None:
@@ -140,6 +150,7 @@ class Path:
         self.free_at = 0.0
         self.swallow: Callable[[memoryview], bool] | None = None
         self.counts: Counter[str] = Counter()
+        self.kept: tuple[int, ...] = ()
         self._last_arrival = 0.0
         self.conditions = conditions
         self.set()
@@ -155,12 +166,44 @@ class Path:
         self._only_loss = not (
             conditions.bursts or conditions.duplicate or conditions.reorder or conditions.bit_error
         )
+        self._simple = (
+            self._only_loss and conditions.rate is not None and not (conditions.blocked or conditions.jitter)
+        )
+        self._rate, self._latency = conditions.rate or 0.0, conditions.latency
+        self._queue_limit = conditions.queue
+
+    def unharmed(self, wire: int, count: int, first: float, now: float) -> float | None:
+        """When a batch arrives, if it arrives whole.
+
+        The usual case of `carry`, which is to be asked where this says None and has changed nothing.
+
+        Args:
+            wire: its bytes, and those that its datagrams cost besides.
+            count: its datagrams.
+            first: when the first of them began to come, virtual seconds.
+            now: when the last has come.
+        """
+        chance = self._loss
+        if not self._simple or self.swallow is not None or chance.left < count:
+            return None
+        start = self.free_at
+        if start < first:
+            start = first
+        if (start - first) * self._rate + wire > self._queue_limit:
+            return None
+        free = start + wire / self._rate
+        if free < now:
+            free = now
+        chance.left -= count
+        self.free_at = free
+        self._last_arrival = arrival = free + self._latency
+        return arrival
 
     def carry(self, buffer: memoryview, segment: int, now: float, span: float = 0.0) -> list[Parcel]:
         """Take a batch whose last datagram came at `now` and whose first `span` seconds before it."""
         conditions = self.conditions
         count = -(-len(buffer) // segment)
-        self.counts["sent"] += count
+        self.kept = ()
         if conditions.blocked:
             self.counts["blocked"] += count
             return []
@@ -240,6 +283,8 @@ class Path:
         turned = {keep[place] for place in flipped}
         if stay:
             parcels.append((arrival, self._rows(buffer, segment, stay, turned), segment))
+            if self._only_loss and self.swallow is None:
+                self.kept = tuple(stay)
         delay = self.conditions.reorder_delay
         for place in later:
             if place not in lost:
@@ -341,13 +386,25 @@ class Network:
         else:
             return
         multicast = to in self._groups
+        size = len(buffer)
+        count = -(-size // segment)
+        wire, first = size + count * FRAME_OVERHEAD, now - span
         together: defaultdict[float, list[tuple[Node, Socket, Batch]]] = defaultdict(list)
         for node, sockets in targets:
-            for arrival, part, part_segment in node.down.carry(buffer, segment, now, span):
-                batch = whole if part is buffer else Batch(part, part_segment, source)
-                deliveries = together[arrival]
+            path = node.down
+            arrival = path.unharmed(wire, count, first, now)
+            if arrival is not None:
                 for socket in sockets:
-                    deliveries.append((node, socket, batch))
+                    together[arrival].append((node, socket, whole))
+                continue
+            for arrival, part, part_segment in path.carry(buffer, segment, now, span):
+                batch = whole
+                if path.kept:
+                    batch = Remnant(part, part_segment, source, None, whole, path.kept)
+                elif part is not buffer:
+                    batch = Batch(part, part_segment, source)
+                for socket in sockets:
+                    together[arrival].append((node, socket, batch))
         for arrival, deliveries in together.items():
             self.world.at(arrival, self._deliver, to, multicast, deliveries)
 

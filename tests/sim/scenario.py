@@ -259,14 +259,12 @@ class Simulation:
             self._check_receiver(receiver)
 
     def _check_server(self, server: Server) -> None:
-        monitor, parameters, world = server.monitor, server.parameters, self.world
+        monitor, world = server.monitor, self.world
         for sent, wanted in zip(monitor.round_blocks, monitor.round_wanted, strict=True):
             world.require(sent <= wanted, f"{sent} ODATA in a round for {wanted} blocks")
         world.require(not monitor.useless_repairs, f"{monitor.useless_repairs} RDATA that nobody asked for")
-        tables = monitor.tables
-        world.require(tables["active"] <= parameters.max_clients, "too many active clients")
-        world.require(tables["pending"] <= parameters.max_pending_clients, "too many pending clients")
-        world.require(tables["repairs"] <= parameters.max_repairs_queued, "too many repairs queued")
+        if server.running:
+            server.bounds.at_the_end(server.session, server.now())
 
     def _check_receiver(self, receiver: Receiver) -> None:
         world = self.world

@@ -145,7 +145,7 @@ def test_a_flood_of_joins_fills_a_bounded_table_and_disturbs_nobody(seed):
     sim.at(0.3, flood)
     sim.run()
     sim.check()
-    assert server.monitor.tables["pending"] == 64
+    assert server.bounds.largest_pending == 64
     assert sim.odata_share() <= 1.0
     assert sim.finished_at < 1.5
     assert [reason for _, _, reason in server.gone] == [Gone.COMPLETE, Gone.COMPLETE]

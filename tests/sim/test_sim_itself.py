@@ -5,13 +5,15 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hosts import Receiver
+from hosts import Receiver, Server
 from network import Bursts, Chance, Conditions, Network, Path
 from scenario import MEGABYTE, Simulation, seeds
 from world import SimulationFailure, World
 
 from wdstransport.protocol.client_application import ClientApplication
 from wdstransport.protocol.client_data import ClientData
+from wdstransport.protocol.ranges import RangeSet
+from wdstransport.protocol.window import DataPacketList
 from wdstransport.wire.application import CntCir, encode
 
 
@@ -134,6 +136,24 @@ def test_forgotten_losses_cost_further_rounds(monkeypatch):
     sim.run()
     sim.check()
     assert len(server.monitor.round_blocks) > 1
+
+
+def test_packets_that_are_kept_for_ever_are_noticed(monkeypatch):
+    monkeypatch.setattr(DataPacketList, "clean_up", lambda self, created_before, acknowledged: 0)
+    monkeypatch.setattr(Server, "_watch_cleanup", lambda self: None)  # which would notice it first
+    sim = Simulation(1, size=8 * MEGABYTE, rate=2.5e6)
+    sim.clients(sim.server(exp_max_window_size=64, max_window_size=64), 1)
+    with pytest.raises(SimulationFailure, match=r"seed 1.*\d+ packets are kept for repairs"):
+        sim.run()
+
+
+def test_ranges_that_nobody_repairs_any_more_are_noticed(monkeypatch):
+    monkeypatch.setattr(RangeSet, "remove_below", lambda self, number: None)
+    monkeypatch.setattr(RangeSet, "remove_each", lambda self, numbers: None)
+    sim = Simulation(1, size=8 * MEGABYTE, rate=2.5e6, loss=0.02)
+    sim.clients(sim.server(min_clients=2), 2)
+    with pytest.raises(SimulationFailure, match=r"seed 1.*(client \d keeps \d+ ranges|asked for)"):
+        sim.run()
 
 
 def test_a_client_that_asks_for_what_it_has_is_noticed(monkeypatch):

@@ -77,12 +77,11 @@ class ClientApplication:
         self.duplicates += usable - sum(run for _, run in fresh)
         return fresh
 
-    def repeats(self, block: int) -> bool:
-        """Whether a block that came is here already; counted as a duplicate then."""
-        if block > self.horizon or block not in self.blocks:
-            return False
-        self.duplicates += 1
-        return True
+    def news(self, blocks: list[int]) -> list[int]:
+        """Places in the list of blocks that came and are not here yet; the others count as duplicates."""
+        places = self.blocks.absent(blocks)
+        self.duplicates += len(blocks) - len(places)
+        return places
 
     def fitting(self, first: int, count: int, room: int) -> tuple[int, int]:
         """How much of a run to take when the cache has room for `room` more blocks; duplicates need none.

@@ -142,13 +142,18 @@ class ClientData:
         known = min(self.end, self._highest_loss, self.highest, self.lead)
         return 0 < self.first <= lowest and highest <= known
 
-    def on_repair(self, seq: int) -> None:
-        """One packet of such a batch has come; `on_repairs` does the rest for all of them."""
-        self.missing.remove(seq, seq)
+    def on_repairs(self, numbers: list[int], *, trail: int, master: int) -> None:
+        """Packets for which `repairs_only` holds have come (3.2.5.14), the last with this Trail."""
+        self.head_of_repairs(len(numbers), trail=trail, master=master)
+        self.missing.remove_each(numbers)
 
-    def on_repairs(self, count: int, *, trail: int, master: int) -> None:
-        """`count` packets for which `repairs_only` holds have come (3.2.5.14), the last with this Trail."""
+    def head_of_repairs(self, count: int, *, trail: int, master: int) -> None:
+        """What of `on_repairs` does not name single packets; `on_repair` is to follow for each."""
         self.received_any = True
         self.master = master
         self.loss.arrived(count)
         self._update_start(trail)
+
+    def on_repair(self, seq: int) -> None:
+        """One packet of such a batch has come."""
+        self.missing.remove(seq, seq)

@@ -26,7 +26,6 @@ from wdstransport.wire.transport import (
     OData,
     OpCode,
     RData,
-    TransportPacket,
     WireError,
     decode,
     encode,
@@ -89,6 +88,7 @@ class ClientSession:
         self.datagrams = 0
         self._client_security = client_security
         self._server_security = server_security
+        self._op_code_at = server_security.header_len + 4
         self._parameters = parameters
         self._rng = rng
         self._identity = (client_name, ip_address, mac_address)
@@ -149,8 +149,8 @@ class ClientSession:
 
     def _may_be_data(self, batch: Batch) -> bool:
         """Whether a lone datagram's OpCode is that of data; most are NCF, one for each NACK of anybody."""
-        at = self._server_security.header_len + 4
-        return len(batch.buffer) > at and batch.buffer[at] in _DATA_CODES
+        at, buffer = self._op_code_at, batch.buffer
+        return len(buffer) > at and buffer[at] in _DATA_CODES
 
     def _on_records(self, records: DataRecords, now: float) -> None:
         accepted = len(records)
@@ -162,17 +162,15 @@ class ClientSession:
 
     def _receive_one(self, batch: Batch, row: int, now: float, multicast: bool) -> None:
         datagram = batch.datagram(row)
-        packet: TransportPacket
         answer = decode_answer(datagram, session_id=self.session_id, security=self._server_security)
         if answer is not None:
-            sender_time, packet = answer
-        else:
-            try:
-                header, packet = decode(datagram, session_id=self.session_id, security=self._server_security)
-            except WireError as error:
-                self.dropped[error.reason.value] += 1
-                return
-            sender_time = header.sender_time
+            self._judged(self.transport.receive(answer[1], answer[0], now), now)
+            return
+        try:
+            header, packet = decode(datagram, session_id=self.session_id, security=self._server_security)
+        except WireError as error:
+            self.dropped[error.reason.value] += 1
+            return
         reason: DropReason | None
         if isinstance(packet, OData | RData):
             lone = Batch(datagram, len(datagram), batch.source, batch.owner)
@@ -184,7 +182,10 @@ class ClientSession:
         elif multicast and isinstance(packet, JoinAck):
             reason = DropReason.NOT_FOR_US
         else:
-            reason = self.transport.receive(packet, sender_time, now)
+            reason = self.transport.receive(packet, header.sender_time, now)
+        self._judged(reason, now)
+
+    def _judged(self, reason: DropReason | None, now: float) -> None:
         if reason is None:
             self.transport.heard(now)
         else:

@@ -67,6 +67,23 @@ class _Run(NamedTuple):
     master: int
 
 
+class _Repairs(NamedTuple):
+    """A batch of RDATA alone, under one master, none with a Trail above itself; lists have one entry each.
+
+    `trail` is its last packet's; `wanted` are the rows that FW_LEAD does not excuse from an ACK; `span` and
+    `content` are the lowest and the highest of the numbers and of the blocks.
+    """
+
+    numbers: list[int]
+    blocks: list[int]
+    rows: list[int]
+    wanted: frozenset[int]
+    trail: int
+    master: int
+    span: tuple[int, int]
+    content: tuple[int, int]
+
+
 class ClientState(Enum):
     """SessionState (MS-WDSMT 3.2.1.1), and the way out."""
 
@@ -165,8 +182,7 @@ class ClientTransport:
 
     def heard(self, now: float) -> None:
         """A valid packet came from the server: it is alive (3.2.5.1)."""
-        if ClientTimer.INACTIVITY in self.timers:
-            self.timers.set(ClientTimer.INACTIVITY, now + self.parameters.inactivity_timeout)
+        self.timers.postpone(ClientTimer.INACTIVITY, now + self.parameters.inactivity_timeout)
 
     def receive(self, packet: TransportPacket, sender_time: int, now: float) -> DropReason | None:
         """Process a control packet that passed validation (3.2.5.1).
@@ -174,21 +190,21 @@ class ClientTransport:
         Returns:
             Why it was not accepted, or None when it was.
         """
-        if self.state in (ClientState.LEAVING, ClientState.OVER):
-            return DropReason.STATE
-        if isinstance(packet, JoinAck):
-            return self._on_join_ack(packet, sender_time, now)
         if self.state is not ClientState.REGULAR:
+            if self.state is ClientState.JOIN and isinstance(packet, JoinAck):
+                return self._on_join_ack(packet, sender_time, now)
             return DropReason.STATE
         match packet:
+            case Ncf():
+                return None  # ignored, unlike in PGM (3.2.5.19, deviation 15); the most frequent by far
+            case JoinAck():
+                return self._on_join_ack(packet, sender_time, now)
             case Spm():
                 return self._on_spm(packet, sender_time, now)
             case Qcc():
                 return self._on_qcc(packet, sender_time, now)
             case Poll():
                 return self._on_poll(packet, now)
-            case Ncf():
-                return None  # ignored, unlike in PGM (3.2.5.19, deviation 15)
             case Kick():
                 return self._on_kick(packet, now)
             case Demote():
@@ -302,12 +318,34 @@ class ClientTransport:
         self._zero_nack_sent = False
         dropped: list[tuple[DropReason, int]] = []
         if not self._on_repairs(records):
-            self._on_runs(records, dropped)
+            for run, wanted in self.runs_of(records):
+                self._on_run(records, run, wanted, dropped)
         if self.state is ClientState.REGULAR:
             if sum(number for _, number in dropped) < count:
                 self._counted_in(now)
             self._manage_nack(now)
         return dropped
+
+    @staticmethod
+    def repairs_of(records: DataRecords) -> _Repairs | None:
+        """What a batch of RDATA alone says to every client alike; None where it is another batch."""
+        sequences = records.odata_seq_no
+        if not records.retransmitted.all() or (records.trail_odata_seq_no > sequences).any():
+            return None
+        masters = records.client_id.tolist()
+        if masters.count(masters[-1]) != len(masters):
+            return None
+        numbers, blocks = sequences.tolist(), records.block_number.tolist()
+        return _Repairs(
+            numbers,
+            blocks,
+            records.rows.tolist(),
+            frozenset(np.flatnonzero(records.fw_lead >= sequences).tolist()),
+            int(records.trail_odata_seq_no[-1]),
+            masters[-1],
+            (min(numbers), max(numbers)),
+            (min(blocks), max(blocks)),
+        )
 
     def _on_repairs(self, records: DataRecords) -> bool:
         """A batch of RDATA alone, each a repair that somebody asked for: most are not for this client.
@@ -315,38 +353,42 @@ class ClientTransport:
         Returns:
             Whether it was such a batch; if not, nothing has changed.
         """
-        sequences = records.odata_seq_no
-        if not records.retransmitted.all() or (records.trail_odata_seq_no > sequences).any():
+        repairs = self.repairs_of(records)
+        if repairs is None:
             return False
-        numbers, blocks = sequences.tolist(), records.block_number.tolist()
-        masters = records.client_id.tolist()
         data, application = self.data, self.application
-        if not data.repairs_only(min(numbers), max(numbers)) or masters.count(masters[-1]) != len(masters):
+        numbers, blocks, rows = repairs.numbers, repairs.blocks, repairs.rows
+        if not data.repairs_only(*repairs.span):
             return False
-        if not all(application.accepts(block, 1, records.block_len) for block in blocks):
+        # What lies between two blocks of the content, of a length that is right for both, is right too.
+        length, (low, high) = records.block_len, repairs.content
+        if not (application.accepts(low, 1, length) and application.accepts(high, 1, length)):
             return False
-        data.on_repairs(len(numbers), trail=int(records.trail_odata_seq_no[-1]), master=masters[-1])
-        wanted: set[int] = set()
-        if masters[-1] == self.client_id:
-            wanted.update(np.flatnonzero(records.fw_lead >= sequences).tolist())
+        if repairs.master != self.client_id:
+            data.on_repairs(numbers, trail=repairs.trail, master=repairs.master)
+        else:
+            data.head_of_repairs(len(numbers), trail=repairs.trail, master=repairs.master)
+            for row, number in enumerate(numbers):
+                data.on_repair(number)
+                if row in repairs.wanted:
+                    self._acknowledge(data.continuous(), int(records.header[row]["sender_time"]))
         fresh: list[list[int]] = []  # runs as [first, one behind the last, block]
-        rows = records.rows.tolist()
-        for row, (number, block) in enumerate(zip(numbers, blocks, strict=True)):
-            data.on_repair(number)
-            if row in wanted:
-                self._acknowledge(data.continuous(), int(records.header[row]["sender_time"]))
-            if application.repeats(block):
-                continue
+        for row in application.news(blocks):
             last = fresh[-1] if fresh else [0, -1, 0]
-            if last[1] == row and block - last[2] == row - last[0] == rows[row] - rows[last[0]]:
+            if last[1] == row and blocks[row] - last[2] == row - last[0] == rows[row] - rows[last[0]]:
                 last[1] = row + 1
             else:
-                fresh.append([row, row + 1, block])
+                fresh.append([row, row + 1, blocks[row]])
         for start, stop, block in fresh:
             self._pass_on(records, start, stop, block)
         return True
 
-    def _on_runs(self, records: DataRecords, dropped: list[tuple[DropReason, int]]) -> None:
+    @staticmethod
+    def runs_of(records: DataRecords) -> list[tuple[_Run, list[int]]]:
+        """The runs of a batch, which are the same to every client.
+
+        Each comes with the rows in it that FW_LEAD does not excuse from an ACK (3.2.5.13).
+        """
         count = len(records)
         sequences, blocks, trails = records.odata_seq_no, records.block_number, records.trail_odata_seq_no
         if records.is_one_run():
@@ -369,6 +411,7 @@ class ClientTransport:
         wanted = np.flatnonzero(records.fw_lead >= sequences).tolist()
         wanted.append(count)
         place = 0
+        runs: list[tuple[_Run, list[int]]] = []
         for start, last, first_seq, first_block, trail, master in zip(
             starts,
             lasts,
@@ -382,7 +425,8 @@ class ClientTransport:
             while wanted[place] <= last:
                 place += 1
             run = _Run(start, last - start + 1, first_seq, first_block, trail, master)
-            self._on_run(records, run, wanted[answered:place], dropped)
+            runs.append((run, wanted[answered:place]))
+        return runs
 
     def _on_run(
         self, records: DataRecords, run: _Run, wanted: list[int], dropped: list[tuple[DropReason, int]]
@@ -461,16 +505,24 @@ class ClientTransport:
 
     def _manage_nack(self, now: float) -> None:
         """3.2.5.12: the master asks at once, the others after a back-off."""
-        if not self.data.missing or ClientTimer.NACK in self.timers:
+        if not self.data.missing:
             return
-        if self.data.master == self.client_id:
+        due = self.timers.get(ClientTimer.NACK)
+        if self.data.master != self.client_id:
+            if due is None:
+                self.timers.set(ClientTimer.NACK, now + self._nack_back_off())
+        elif due is None:
             self._nack_timer(now)
         else:
-            self.timers.set(ClientTimer.NACK, now + self._nack_back_off())
+            # Drawn while another was the master, it may be a hundred times as long (deviation 59).
+            self.timers.set(ClientTimer.NACK, min(due, now + self._nack_wait()))
 
     def _nack_back_off(self) -> float:
-        low, high = self.data.min_nack_back_off, self.data.max_nack_back_off
-        return max(0.001, self._rng.uniform(min(low, high), max(low, high)))
+        """Seconds to the next NACK: random, but the shortest for the master, whose losses stop the window."""
+        low, high = sorted((self.data.min_nack_back_off, self.data.max_nack_back_off))
+        if self.data.master == self.client_id:
+            return max(0.001, low)  # deviation 59
+        return max(0.001, self._rng.uniform(low, high))
 
     def _nack_timer(self, now: float) -> None:
         """3.2.5.12.1; the lowest ranges first when a datagram cannot hold all (deviation 49)."""
@@ -482,10 +534,13 @@ class ClientTransport:
         # thousand a second better (deviation 57).
         self._nack_repeats = self._nack_repeats + 1 if missing[0] == self._last_nacked else 0
         self._last_nacked = missing[0]
+        self.timers.set(ClientTimer.NACK, now + self._nack_wait())
+
+    def _nack_wait(self) -> float:
+        """Seconds from a NACK to the next: the back-off, and more after many that brought nothing."""
         back_off = self._nack_back_off()
-        factor = 2 ** min(16, max(0, self._nack_repeats - _PATIENT_NACKS))
-        wait = max(back_off, min(back_off * factor, self.parameters.max_nack_wait))
-        self.timers.set(ClientTimer.NACK, now + wait)
+        factor = 1 << min(16, max(0, self._nack_repeats - _PATIENT_NACKS))
+        return max(back_off, min(back_off * factor, self.parameters.max_nack_wait))
 
     def _send_nack(self, ranges: tuple[tuple[int, int], ...]) -> None:
         loss = scaled_loss(self.data.loss.rate)

@@ -116,3 +116,21 @@ class ClientLists:
     def highest_rtt(self) -> float:
         """The largest RTT among active clients, seconds; 0 without any."""
         return max((record.rtt for record in self.active.values()), default=0.0)
+
+    def successor(self, heard_since: float) -> ClientRecord | None:
+        """Who takes over from a master that is gone, by the rule of 3.1.6.4 and answers that are there.
+
+        Those who still miss blocks come first: the others are about to leave, too.
+
+        Args:
+            heard_since: time of the oldest QCR that counts, seconds.
+
+        Returns:
+            The client, or None where a QCC has to ask.
+        """
+        there = [
+            record
+            for record in self.active.values()
+            if record.qcr_received and record.last_update >= heard_since and not record.gave_up_on
+        ]
+        return max(there, key=lambda record: (record.progress < 100, record.rtt), default=None)

@@ -110,6 +110,14 @@ class RangeSet:
         self._starts[low:high] = starts
         self._ends[low:high] = ends
 
+    def remove_each(self, numbers: Iterable[int]) -> None:
+        """Take single numbers out of the set, few of which are in it."""
+        starts, ends = self._starts, self._ends
+        for number in numbers:
+            place = bisect_right(starts, number) - 1
+            if place >= 0 and number <= ends[place]:
+                self.remove(number, number)
+
     def remove_below(self, number: int) -> None:
         """Take every number smaller than `number` out of the set."""
         if self._starts and self._starts[0] < number:
@@ -145,6 +153,19 @@ class BlockMap:
         if self._start <= place < self._end:
             return place not in self._holes
         return bool(self._bits[place >> 3] >> (7 - (place & 7)) & 1)
+
+    def absent(self, blocks: Iterable[int]) -> list[int]:
+        """Places, counted from 0, of those of the blocks that are not there."""
+        start, end, holes, bits = self._start, self._end, self._holes, self._bits
+        found = []
+        for place, block in enumerate(blocks):
+            at = block - 1
+            if start <= at < end:
+                if at in holes:
+                    found.append(place)
+            elif not bits[at >> 3] >> (7 - (at & 7)) & 1:
+                found.append(place)
+        return found
 
     @property
     def complete(self) -> bool:

@@ -83,6 +83,7 @@ class DataState:
         self._given: deque[tuple[int, int]] = deque()
         self._waiting_for_empty = False
         self._repairs: dict[int, int] = {}
+        self._unheard = False
 
     # ------------------------------------------------------------------ entering, SPM
 
@@ -95,7 +96,15 @@ class DataState:
         timers.set(ServerTimer.OUT_STATE_QCC, now + self._parameters.qcc_interval)
         self._send_spm(now)
 
+    def succeed(self, master: ClientRecord, now: float) -> None:
+        """The master is gone and another takes over (deviation 31); where it stands its first ACK tells."""
+        self._set_master(master)
+        self._unheard = True
+        self._spm_count = 0
+        self._send_spm(now)
+
     def _set_master(self, master: ClientRecord) -> None:
+        self._unheard = False
         self.master_client_id = master.client_id
         self.mcrtt = max(0.001, master.rtt)
         self.mc_loss = master.loss
@@ -213,6 +222,9 @@ class DataState:
         """3.1.5.9.5; nothing in QCC state (deviation 47), where there is no master."""
         if packet.client_id != self.master_client_id:
             return DropReason.STATE
+        if self._unheard:
+            self._unheard = False
+            self._follow(packet.odata_seq_no, now)
         if not self.mc_trail <= packet.odata_seq_no <= self.mc_lead:
             return DropReason.STALE
         self.counters.acks += 1
@@ -246,7 +258,7 @@ class DataState:
         ):
             self._set_master(client)
             has = packet.ranges[0][0] - 1 if packet.ranges else packet.hi_odata_seq_no
-            self._follow(client, has, now)
+            self._follow(has, now)
         # A Zero-NACK names nothing: it speaks of what came last (3.2.5.13). Nobody lost what was never sent.
         newest = max((end for _, end in packet.ranges), default=packet.hi_odata_seq_no)
         self.window.lost(now, self.mcrtt, min(newest, self.mc_lead), self.mc_lead)
@@ -268,9 +280,9 @@ class DataState:
         behind = self.mc_lead - client.hi_odata_seq_no
         if client.hi_odata_seq_no and behind > self.window.maximum and not client.gave_up_on:
             self._set_master(client)
-            self._follow(client, client.hi_odata_seq_no, now)
+            self._follow(client.hi_odata_seq_no, now)
 
-    def _follow(self, master: ClientRecord, has: int, now: float) -> None:
+    def _follow(self, has: int, now: float) -> None:
         """MCTrail is what the master has acknowledged: for a new one, what it says it has (deviation 55)."""
         if not self.packets:
             return

@@ -302,7 +302,12 @@ class ServerTransport:
     def _lost_active(self, record: ClientRecord, now: float) -> None:
         """Choose another master when it was the master (deviation 31)."""
         if self.state is ServerState.DATA and record.client_id == self.data.master_client_id:
-            self.enter_qcc(now)
+            # Three intervals: a client that missed one QCC, or whose QCR was lost, has still answered.
+            master = self.clients.successor(now - 3 * self._out_state_back_off())
+            if master is not None:
+                self.data.succeed(master, now)
+            else:
+                self.enter_qcc(now)
         self.application.clients_changed(now)
 
     def _on_poll_ack(self, packet: PollAck, source: Address, now: float) -> DropReason | None:
@@ -459,12 +464,15 @@ class ServerTransport:
         self.application.clients_changed(now)
 
     def _out_state_qcc_timer(self, now: float) -> None:
-        """3.1.6.5; the RTT inside excludes back-off, so this does not feed on itself (deviation 20)."""
-        parameters = self.parameters
-        back_off = max(parameters.qcc_interval, 0.001 * len(self.clients.active))
-        back_off = min(back_off + self.clients.highest_rtt(), 65.0)
+        """3.1.6.5."""
+        back_off = self._out_state_back_off()
         self._send_qcc(back_off)
         self.timers.set(ServerTimer.OUT_STATE_QCC, now + back_off)
+
+    def _out_state_back_off(self) -> float:
+        """QCRBackOff, seconds; RTTs exclude back-off, so this does not feed on itself (deviation 20)."""
+        back_off = max(self.parameters.qcc_interval, 0.001 * len(self.clients.active))
+        return min(back_off + self.clients.highest_rtt(), 65.0)
 
     # ------------------------------------------------------------------ time
 

@@ -23,6 +23,11 @@ class TimerTable(Generic[Name]):
         """Arm or re-arm a timer."""
         self._deadlines[name] = at
 
+    def postpone(self, name: Name, at: float) -> None:
+        """Re-arm a timer if it is armed."""
+        if name in self._deadlines:
+            self._deadlines[name] = at
+
     def stop(self, name: Name) -> None:
         """Disarm a timer; one that is not armed stays so."""
         self._deadlines.pop(name, None)
@@ -40,7 +45,7 @@ class TimerTable(Generic[Name]):
 
     def next_deadline(self) -> float:
         """The earliest deadline; infinity when none is armed."""
-        return min(self._deadlines.values(), default=math.inf)
+        return min(self._deadlines.values()) if self._deadlines else math.inf
 
     def pop_due(self, now: float) -> Name | None:
         """Disarm and name the timer that has been due the longest, or None."""
@@ -53,7 +58,13 @@ class TimerTable(Generic[Name]):
         return name
 
 
-class ServerTimer(Enum):
+class _Name(Enum):
+    """Members are single objects, and looked up for every datagram: an Enum's own hash is Python and slow."""
+
+    __hash__ = object.__hash__
+
+
+class ServerTimer(_Name):
     """The timers of MS-WDSMT 3.1.2; JoinAck's instances live in the clients' records."""
 
     INACTIVITY = "Inactivity Timer"
@@ -66,7 +77,7 @@ class ServerTimer(Enum):
     CLEANUP_DATA_LIST = "Cleanup Data List Timer"
 
 
-class ClientTimer(Enum):
+class ClientTimer(_Name):
     """The timers of MS-WDSMT 3.2.2, the wait before LEAVE (3.2.5.4.3), and that of deviation 56."""
 
     INACTIVITY = "Inactivity Timer"
