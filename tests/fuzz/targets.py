@@ -107,12 +107,19 @@ def wire_initiation(data: bytes) -> None:
 
 
 def wire_keys(data: bytes) -> None:
-    """CryptoAPI blobs."""
-    for parse in (keys.parse_plaintext_key_blob, keys.parse_public_key_blob):
-        try:
-            parse(data)
-        except WireError:
-            continue
+    """CryptoAPI blobs: what parses can be built again, and an RSA key is one or is refused."""
+    try:
+        blob = keys.parse_plaintext_key_blob(data)
+    except WireError:
+        pass
+    else:
+        assert keys.build_plaintext_key_blob(blob) == data
+    try:
+        public = keys.parse_public_key_blob(data)
+        rsa = public.to_rsa()
+    except WireError:
+        return
+    assert keys.build_public_key_blob(rsa, public.alg_id) == data
 
 
 def wire_security(data: bytes) -> None:
