@@ -124,11 +124,12 @@ def test_packet_of_another_session_is_dropped(client):
     assert client.session.next_deadline() > T
 
 
+@pytest.mark.parametrize("place", [-64, -20, -10], ids=["SenderTime", "block", "options"])
 @pytest.mark.parametrize("bad", [0, 1, 2])
-def test_one_bad_checksum_in_a_batch_costs_one_datagram(client, bad):
+def test_one_bad_checksum_in_a_batch_costs_one_datagram(client, bad, place):
     data = bytearray(client.data(1, 1, 3))
     segment = len(data) // 3
-    data[bad * segment + 70] ^= 0x10
+    data[(bad + 1) * segment + place] ^= 0x10
     client.hear(data, T, segment=segment)
     assert client.session.dropped == {"checksum": 1}
     blocks = [event.first_block + row for event in arrived(client) for row in range(event.count)]
