@@ -141,7 +141,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no fault after this time")
     parser.add_argument("--quick", action="store_true", help=f"without {' '.join(SLOW)}")
     options = parser.parse_args()
-    faults = [fault for fault in read_all() if options.only in f"{fault.path}: {fault.name}"]
+    chosen = [fault for fault in read_all() if options.only in f"{fault.path}: {fault.name}"]
+    faults = [fault for fault in chosen if not fault.equivalent]
     if options.list:
         print(*(f"{fault.path}: {fault.name}" for fault in faults), sep="\n")
         return 0
@@ -161,7 +162,8 @@ def main() -> int:
     waiting = f", {counts[None]} not judged yet" if counts[None] else ""
     print(
         f"{len(faults) - counts[None]} faults planted, {counts[Verdict.CAUGHT]} caught, "
-        f"{counts[Verdict.SURVIVED]} survived, {counts[Verdict.BROKEN]} broken{waiting}"
+        f"{counts[Verdict.SURVIVED]} survived, {counts[Verdict.BROKEN]} broken{waiting}; "
+        f"{len(chosen) - len(faults)} not planted, because they change nothing"
     )
     return 0 if faults and counts[Verdict.CAUGHT] == len(faults) else 1
 
