@@ -32,6 +32,9 @@ def fuzz(name: str, options: list[str]) -> None:
             str(committed),
             f"-artifact_prefix={corpus}/broken-",
             "-max_len=2048",
+            # An input takes a millisecond or less: this is the promise of bounded time and memory.
+            "-timeout=20",
+            "-rss_limit_mb=512",
             *options,
         ],
         TARGETS[name],

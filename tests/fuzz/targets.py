@@ -460,13 +460,19 @@ def client_session(data: bytes) -> None:
         if not reader:
             break
         step = reader.small(16)
-        if step < 6:
-            batch = _data_batch(reader, client_id, lead)
-            session.receive(batch, now, multicast=True)
+        if step < 11:
+            if step < 6:
+                batch = _data_batch(reader, client_id, lead)
+            else:
+                datagram = _server_packet(reader, client_id, lead, int(now * 1000))
+                batch = Batch(memoryview(datagram), len(datagram), SERVER)
+            refused = session.dropped.total() + -(-len(batch.buffer) // batch.segment)
+            waiting = len(session.transport.outbox.packets)
+            session.receive(batch, now, multicast=step < 6 or bool(step % 2))
+            if session.dropped.total() == refused:
+                assert len(session.transport.outbox.packets) == waiting, "an answer to what was dropped"
+            assert session.dropped.total() <= refused, "counted twice"
             lead = max(lead, session.transport.data.lead % 2**32)
-        elif step < 11:
-            datagram = _server_packet(reader, client_id, lead, int(now * 1000))
-            session.receive(Batch(memoryview(datagram), len(datagram), SERVER), now, multicast=bool(step % 2))
         elif step < 14:
             now += (0.001, 0.02, 0.3, 5.0, 31.0)[reader.small(5)]
         elif step == 14:
