@@ -308,6 +308,15 @@ def test_nack_is_confirmed_to_the_group_and_repaired(alone):
     assert alone.data.counters.repair_packets == 3
 
 
+def test_repair_carries_the_block_that_its_number_carried(alone):
+    alone.data.give([(501, 501), (900, 902)])
+    alone.data.take_odata(9, T + 2)
+    alone.ack(alone.master, 1, T + 2)
+    alone.data.take_odata(9, T + 2)
+    alone.nack(alone.master, [(1, 4)], T + 3)
+    assert alone.data.take_repairs(9) == [(1, 501), (2, 900), (3, 901), (4, 902)]
+
+
 def test_what_is_not_in_the_list_is_skipped(alone):
     first = alone.open_window(alone.master, T + 2)
     alone.data.take_odata(3, T + 2)
@@ -810,6 +819,14 @@ def test_nack_that_changes_the_master_sets_the_window_to_what_the_new_one_has(na
     narrow.nack(slow, ((121, 125),), now, loss=10**15, hi=199)
     assert narrow.data.master_client_id == slow
     assert narrow.data.mc_trail == 120
+
+
+def test_new_master_that_has_more_than_the_old_one_acknowledged_does_not_move_the_window(narrow):
+    slow, now = behind_in_steps(narrow)
+    narrow.data.take_odata(50, now)
+    narrow.nack(slow, ((231, 235),), now, loss=10**15, hi=250)
+    assert narrow.data.master_client_id == slow
+    assert narrow.data.mc_trail == 200
 
 
 def test_new_master_that_misses_what_is_no_longer_kept_starts_at_the_oldest_packet_kept(narrow):
