@@ -321,6 +321,21 @@ def test_newcomer_ends_the_rest_at_once():
     assert len(script.below.polls) == polls + 1
 
 
+def test_wait_is_short_again_after_a_newcomer_that_misses_nothing_either():
+    script = Script()
+    for _ in range(3):
+        script.answer(1, [], T)
+        script.due()
+        script.due()
+    script.answer(1, [], T)
+    script.come(2, script.due() + 0.01)
+    now = script.due()
+    for number in (1, 2):
+        script.answer(number, [], now)
+    decided = script.due()
+    assert script.application.next_deadline() == pytest.approx(decided + script.parameters.empty_query_wait)
+
+
 # ---------------------------------------------------------------------- DataState
 
 

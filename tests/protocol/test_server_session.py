@@ -542,6 +542,14 @@ def test_after_its_timers_the_next_deadline_is_always_later(script):
             assert session.next_deadline() <= now + 65
 
 
+def test_next_deadline_is_the_applications_where_that_comes_first():
+    server = ServerWire(poll_back_off=0.02, query_margin=0.03)
+    _, now = server.begin(1)
+    assert server.session.application.next_deadline() == pytest.approx(now + 0.05)
+    assert server.session.transport.next_deadline() > now + 0.05
+    assert server.session.next_deadline() == server.session.application.next_deadline()
+
+
 # ---------------------------------------------------------------------- a flood of JOINs
 
 
@@ -557,6 +565,14 @@ def test_joins_beyond_the_budget_are_dropped_unread_and_counted():
     assert script.session.dropped["too_many_joins"] == 2
     script.hear(forged_join(9), 30, T + 0.1)
     assert len(script.session.transport.clients.pending) == 4
+
+
+def test_budget_of_joins_is_a_burst_however_long_nobody_joined():
+    script = ServerWire(joins_per_second=10.0, join_burst=3)
+    for number in range(5):
+        script.hear(forged_join(number), 10 + number, T + 100)
+    assert len(script.session.transport.clients.pending) == 3
+    assert script.session.dropped["too_many_joins"] == 2
 
 
 def test_a_confirmed_client_may_join_again_during_a_flood():
