@@ -75,7 +75,7 @@ class Copy:
             importlib.import_module(name)
         # That a test fails is all one wants to know, not by which smallest example.
         phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
-        hypothesis.settings.register_profile("faults", phases=phases, database=None)
+        hypothesis.settings.register_profile("faults", phases=phases, database=None, deadline=None)
         hypothesis.settings.load_profile("faults")
         # Bytecode of the modules as they are; a run writes none, and a planted module is newer than its own.
         compileall.compile_dir(place, quiet=2)
