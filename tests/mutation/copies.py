@@ -73,9 +73,14 @@ class Copy:
                 shutil.copy2(source, place / name)
         for name in OTHERS:
             importlib.import_module(name)
-        # That a test fails is all one wants to know, not by which smallest example.
-        phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
-        hypothesis.settings.register_profile("faults", phases=phases, database=None, deadline=None)
+        # That a test fails is all one wants to know, not by which smallest example; being slow is no failure.
+        hypothesis.settings.register_profile(
+            "faults",
+            phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
+            database=None,
+            deadline=None,
+            suppress_health_check=(hypothesis.HealthCheck.too_slow,),
+        )
         hypothesis.settings.load_profile("faults")
         # Bytecode of the modules as they are; a run writes none, and a planted module is newer than its own.
         compileall.compile_dir(place, quiet=2)
