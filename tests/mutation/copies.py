@@ -29,8 +29,8 @@ OTHERS = ("construct", "cryptography.hazmat.primitives.asymmetric.rsa", "numpy",
 TEST_TIMEOUT = 30
 """Seconds for one test; a fault that makes a loop endless is caught by it."""
 RUN_TIMEOUT = 600
-FAILED, INTERRUPTED = 1, 2
-"""Exit codes of pytest when tests ran and failed, and when it was stopped; 3 to 5 are its own troubles."""
+FAILED = 1
+"""Exit code of pytest when tests ran and failed; 2 to 5 are its own troubles."""
 OPTIONS = (
     "-x",
     "-q",
@@ -114,8 +114,8 @@ class Copy:
         if code is None:
             return FAILED, f"the run had no end in {RUN_TIMEOUT} s"
         failures = [line for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
-        if code == INTERRUPTED and failures and failures[0].startswith("FAILED"):
-            # A test that hung, and was ended, ends the session, too.
+        if code and failures and failures[0].startswith("FAILED"):
+            # A test that hung, and was ended, may take the rest of the session with it.
             code = FAILED
         return code, failures[0] if failures else text[-300:]
 
