@@ -803,6 +803,14 @@ def test_slow_master_that_moves_holds_the_others_for_as_long_as_it_moves(narrow)
     assert narrow.data.mc_trail == 200
 
 
+def test_master_that_has_caught_up_is_not_given_up_on_for_having_nothing_to_acknowledge(narrow):
+    slow, now = behind_in_steps(narrow)
+    report(narrow, slow, 100, now)
+    narrow.ack(slow, 200, now + 0.1)
+    narrow.data.cleanup_timer(now + 5)
+    assert not narrow.clients.active[slow].gave_up_on
+
+
 def behind_in_steps(server):
     """200 blocks sent and acknowledged through a window of 50; the other client and the time."""
     now = T + 2
