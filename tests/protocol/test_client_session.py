@@ -218,6 +218,22 @@ def test_data_before_a_control_packet_of_the_same_length_is_still_delivered(clie
     assert client.session.over
 
 
+def test_control_packets_that_came_together_are_each_processed(client):
+    spm, qcc = client.sealed(Spm(1, ME, 1, 1, 0, 5, 1)), client.sealed(Qcc(1, 0))
+    client.hear(spm + qcc, T, segment=len(spm))
+    assert [packet.odata_seq_no for _, packet in client.sent(T) if isinstance(packet, Ack)] == [4]
+    client.session.handle_timers(T)
+    assert [packet.qcc_seq_no for _, packet in client.sent(T) if isinstance(packet, Qcr)] == [1]
+    assert not client.session.dropped
+
+
+def test_answers_that_are_the_same_leave_as_often_as_they_were_given(client):
+    ack, other = Ack(ME, 1, 2, 3, 4), Ack(ME, 2, 2, 3, 4)
+    for packet in (ack, ack, ack, other, ack):
+        client.transport.outbox.put(packet)
+    assert [packet for _, packet in client.sent(T)] == [ack, ack, ack, other, ack]
+
+
 def test_data_with_options_of_others_is_delivered_one_by_one(client):
     block = encode_application(Data(4, payload_of(4, 10)))
     for options in ((Option(0x0999, b"new"),), (fw_lead(0), Option(0x0999, b""))):

@@ -447,6 +447,22 @@ def test_whole_content_may_be_missing():
     assert script.round({1: [(1, 1000)]}) == [(1, 1000)]
 
 
+@pytest.mark.parametrize("progress", [0, 100])
+def test_status_takes_nothing_and_everything(progress):
+    script = Script()
+    record = script.below.clients[1]
+    record.progress = 50
+    assert script.application.status(record, encode(ProgressReport(1, progress)), T + 1)
+    assert record.progress == progress
+
+
+@pytest.mark.parametrize("progress", [0, 100])
+def test_answer_tells_nothing_and_everything(progress):
+    script = Script()
+    assert script.answer(1, [(1, 2)], T, progress=progress)
+    assert script.below.clients[1].progress == progress
+
+
 def test_status_takes_progress_and_time():
     script = Script()
     record = script.below.clients[1]

@@ -766,6 +766,21 @@ def test_client_within_the_window_does_not_become_the_master(narrow):
     assert narrow.data.mc_trail == 200
 
 
+def test_master_that_reports_how_far_behind_it_is_stays_where_it_is(narrow):
+    _, now = behind_in_steps(narrow)
+    report(narrow, narrow.master, 100, now)
+    assert narrow.data.master_client_id == narrow.master
+    assert narrow.data.mc_trail == 200
+
+
+def test_client_far_behind_is_no_master_while_everybody_is_asked(narrow):
+    slow, now = behind_in_steps(narrow)
+    narrow.transport.enter_qcc(now)
+    narrow.qcr(slow, now, seq=narrow.last_qcc(), hi=100)
+    assert narrow.data.master_client_id == 0
+    assert narrow.data.mc_trail == 200
+
+
 def test_client_that_has_received_nothing_yet_does_not_become_the_master(narrow):
     slow, now = behind_in_steps(narrow)
     report(narrow, slow, 0, now)

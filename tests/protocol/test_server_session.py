@@ -542,6 +542,20 @@ def test_after_its_timers_the_next_deadline_is_always_later(script):
             assert session.next_deadline() <= now + 65
 
 
+def test_ack_that_came_in_the_same_words_three_times_is_counted_three_times():
+    server = ServerWire()
+    (master,), now = sending(server, 1)
+    run = server.session.take_odata(1, now)
+    ack = server.sealed(Ack(master, run.first_seq, 0, run.first_seq, 0))
+    server.hear(ack * 3, 1, now, segment=len(ack))
+    assert server.transport.data.counters.acks == 3
+    assert server.transport.data.mc_trail == run.first_seq
+    assert not server.session.dropped
+    server.hear(ack * 3, 2, now, segment=len(ack))
+    assert server.transport.data.counters.acks == 3
+    assert server.session.dropped == {"unknown_client": 3}
+
+
 def test_next_deadline_is_the_applications_where_that_comes_first():
     server = ServerWire(poll_back_off=0.02, query_margin=0.03)
     _, now = server.begin(1)
