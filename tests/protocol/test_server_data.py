@@ -305,7 +305,7 @@ def test_nack_is_confirmed_to_the_group_and_repaired(alone):
     assert alone.data.take_repairs(2) == [(first + 1, block), (first + 2, block + 1)]
     assert alone.repairs() == [first + 5]
     assert alone.data.take_repairs(9) == []
-    assert alone.data.counters.repair_packets == 3
+    assert (alone.data.counters.nacks, alone.data.counters.repair_packets) == (1, 3)
 
 
 def test_repair_carries_the_block_that_its_number_carried(alone):

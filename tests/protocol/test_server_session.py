@@ -556,6 +556,14 @@ def test_ack_that_came_in_the_same_words_three_times_is_counted_three_times():
     assert server.session.dropped == {"unknown_client": 3}
 
 
+def test_equal_datagrams_of_any_length_are_each_dropped_and_counted(server):
+    (client,), now = server.begin(1)
+    whole = server.sealed(Ack(client, 0, ms(now), 0, 0))
+    for length in range(1, len(whole) - 2):  # without its OptionsCount it is sound (deviation 13)
+        server.hear(whole[:length] * 3, 1, now, segment=length)
+        assert server.session.dropped.total() == 3 * length
+
+
 def test_next_deadline_is_the_applications_where_that_comes_first():
     server = ServerWire(poll_back_off=0.02, query_margin=0.03)
     _, now = server.begin(1)
