@@ -1059,6 +1059,13 @@ def test_repairs_are_counted_as_what_they_are(client):
     assert client.data.loss.rate == pytest.approx(loss * (1 - 500 / 65536) ** 3)
 
 
+def test_repairs_that_follow_each_other_in_the_middle_of_a_batch_are_one_event(client):
+    client.odata(T, 1, 20)
+    client.events()
+    client.odata(T, (1, 1), (5, 5), (6, 6), (7, 7), (9, 9), trail=1, rdata=True)
+    assert arrived(client) == [(1, 5, 3, 69), (4, 9, 1, 23)]
+
+
 def test_repairs_of_another_content_are_dropped_alone(client):
     client.odata(T, 9, 30)
     client.events()

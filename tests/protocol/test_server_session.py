@@ -556,6 +556,18 @@ def test_ack_that_came_in_the_same_words_three_times_is_counted_three_times():
     assert server.session.dropped == {"unknown_client": 3}
 
 
+def test_equal_acks_are_looked_at_once_and_equal_nacks_each_time(server, monkeypatch):
+    (client,), now = server.begin(1)
+    looked_at, receive = [], server.transport.receive
+    monkeypatch.setattr(
+        server.transport, "receive", lambda packet, *rest: looked_at.append(packet) or receive(packet, *rest)
+    )
+    for packet in (Ack(client, 0, ms(now), 0, 0), Nack(client, 0, 0, ())):
+        datagram = server.sealed(packet)
+        server.hear(datagram * 3, 1, now, segment=len(datagram))
+    assert [type(packet) for packet in looked_at] == [Ack, Nack, Nack, Nack]
+
+
 def test_equal_datagrams_of_any_length_are_each_dropped_and_counted(server):
     (client,), now = server.begin(1)
     whole = server.sealed(Ack(client, 0, ms(now), 0, 0))
