@@ -22,14 +22,19 @@ def fuzz(name: str, options: list[str]) -> None:
         from targets import TARGETS
 
     corpus = Path(os.environ.get("WDS_FUZZ_CORPUS", HERE / "corpus")) / name
-    corpus.mkdir(parents=True, exist_ok=True)
+    committed = HERE / "corpus" / name
+    for folder in (corpus, committed):
+        folder.mkdir(parents=True, exist_ok=True)
     atheris.Setup(
         [
             sys.argv[0],
             str(corpus),
-            str(HERE / "corpus" / name),
+            str(committed),
             f"-artifact_prefix={corpus}/broken-",
             "-max_len=2048",
+            # An input takes a millisecond or less: this is the promise of bounded time and memory.
+            "-timeout=20",
+            "-rss_limit_mb=512",
             *options,
         ],
         TARGETS[name],

@@ -1,12 +1,13 @@
 """What a planted fault is: a piece of text that stands once in the sources, and what to write instead.
 
 The table is in `faults/*.txt`: for each module a line `[module] tests`, then three lines a fault: what goes
-wrong, `- ` and the text as it is, `+ ` and the text instead, with `\\n` for the end of a line.
+wrong, `- ` and the text as it is, `+ ` and the text instead, with `\\n` for the end of a line. A fourth line,
+`= ` and an argument, says why what is wrong there changes nothing that a test could see.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +25,7 @@ class Fault:
         old: text that stands exactly once in it.
         new: what stands there instead.
         tests: paths whose tests must catch it.
+        equivalent: why none can, or nothing.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Fault:
     old: str
     new: str
     tests: tuple[str, ...]
+    equivalent: str = ""
 
     def plant(self, source: str) -> str:
         """The module's text with the fault in it.
@@ -48,7 +51,7 @@ def read_table(path: Path) -> list[Fault]:
     """The faults of one file.
 
     Raises:
-        ValueError: a line is none of the five kinds.
+        ValueError: a line is none of the six kinds.
     """
     faults: list[Fault] = []
     module, tests, name, old = "", (), "", None
@@ -61,6 +64,8 @@ def read_table(path: Path) -> list[Fault]:
         elif (line.startswith("+ ") or line == "+") and old is not None:
             faults.append(Fault(name, module, old, line[2:].replace("\\n", "\n"), tests))
             name, old = "", None
+        elif line.startswith("= ") and faults and not name:
+            faults[-1] = replace(faults[-1], equivalent=line[2:])
         elif line and not name and module:
             name = line
         elif line:

@@ -1,151 +1,134 @@
 """Plants one fault after the other in a copy of the package, runs its tests, and says which fault nobody saw.
 
     .venv/bin/python tests/mutation/mutate.py [--jobs 2] [--only WORD] [--list]
+    .venv/bin/python tests/mutation/mutate.py --results FILE --seconds 80 [--quick]
 
 A fault counts as caught only when tests ran and failed, or hung until their time was over. A run that could
 not collect its tests says nothing about them and counts as broken, a fault whose tests all pass as survived.
 Before any fault the same tests must pass in the copy as it is. The exit code is 0 when all were caught.
+
+The second form is a campaign in pieces: every outcome is added to FILE, and what FILE knows is not done
+again until the fault changes; survivors are judged again when the tests have changed, or are others.
+`--quick` leaves out the simulated networks, which take a minute; a campaign ends without it, for those that
+survived it.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import multiprocessing
 import os
-import queue
-import shutil
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from dataclasses import dataclass
-from enum import Enum
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fault import PACKAGE, ROOT, Fault, read_all
+from copies import Copy, Outcome, Verdict
+from fault import Fault, read_all
 
-NEEDED = (PACKAGE, "cli", "tests", "captures", "docs", "pyproject.toml", "README.md", "Makefile")
-TEST_TIMEOUT = 60
-"""Seconds for one test; a fault that makes a loop endless is caught by it."""
-RUN_TIMEOUT = 600
-FAILED = 1
-"""Exit code of pytest when tests ran and failed; 2 to 5 are its own troubles."""
+SLOW = ("tests/sim",)
 
 
-class Verdict(Enum):
-    """What became of a fault."""
+class Results:
+    """What is known of faults: a line of JSON each, the last one counts."""
 
-    CAUGHT = "caught"
-    SURVIVED = "SURVIVED"
-    BROKEN = "BROKEN"
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._known: dict[str, dict[str, str]] = {}
+        if path is not None and path.exists():
+            for line in path.read_text().splitlines():
+                known = json.loads(line)
+                self._known[known["key"]] = known
 
+    def add(self, key: str, **facts: str) -> None:
+        """Remember, at once."""
+        self._known[key] = {"key": key, **facts}
+        if self._path is not None:
+            with self._path.open("a") as lines:
+                lines.write(json.dumps(self._known[key]) + "\n")
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One fault's fate; `who` is the test that saw it, or why nothing can be said."""
+    def verdict(self, fault: Fault, tests: str = "", state: str = "") -> Verdict | None:
+        """What became of a fault, if that still counts: survivors only for these tests in this state."""
+        known = self._known.get(key_of(fault))
+        if known is None:
+            return None
+        verdict = Verdict(known["verdict"])
+        if verdict is not Verdict.CAUGHT and state and (known["tests"], known["state"]) != (tests, state):
+            return None
+        return verdict
 
-    fault: Fault
-    verdict: Verdict
-    who: str
-    seconds: float
-
-
-class Copy:
-    """A copy of what tests need, in which one fault at a time is planted."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        for name in NEEDED:
-            source = ROOT / name
-            if source.is_dir():
-                shutil.copytree(source, place / name, ignore=shutil.ignore_patterns("__pycache__", "bench"))
-            elif source.exists():
-                shutil.copy2(source, place / name)
-
-    def python(self, *arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
-        """Run the interpreter where this copy of the package comes first; no caches of bytecode survive."""
-        environment = {**os.environ, "PYTHONPATH": str(self.place), "PYTHONDONTWRITEBYTECODE": "1"}
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=self.place,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-
-    def test(self, paths: tuple[str, ...]) -> tuple[int, str]:
-        """Run tests to the first failure: pytest's exit code, and what failed."""
-        options = ("-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", f"--timeout={TEST_TIMEOUT}")
-        try:
-            done = self.python("-m", "pytest", *options, *paths, timeout=RUN_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            return FAILED, f"the run had no end in {RUN_TIMEOUT} s"
-        failures = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-        if "+ Timeout +" in done.stdout + done.stderr:
-            return FAILED, "a test had no end"
-        return done.returncode, failures[0] if failures else (done.stdout + done.stderr)[-300:]
-
-    def judge(self, fault: Fault) -> Outcome:
-        """Plant a fault, run its tests, take it out again."""
-        begun = time.perf_counter()
-        module = self.place / PACKAGE / fault.path
-        original = module.read_text()
-        module.write_text(fault.plant(original))
-        try:
-            code, who = self.test(fault.tests)
-        finally:
-            module.write_text(original)
-        verdict = {0: Verdict.SURVIVED, FAILED: Verdict.CAUGHT}.get(code, Verdict.BROKEN)
-        return Outcome(fault, verdict, who, time.perf_counter() - begun)
-
-    def check(self, faults: list[Fault]) -> None:
-        """Make sure that this copy is what runs, and that its tests pass without a fault.
-
-        Raises:
-            SystemExit: one of the two does not hold, so no verdict would mean anything.
-        """
-        where = self.python("-c", f"import {PACKAGE}; print({PACKAGE}.__file__)", timeout=60).stdout.strip()
-        if not where.startswith(str(self.place)):
-            raise SystemExit(f"tests would run against {where}, not against the copy in {self.place}")
-        for paths in dict.fromkeys(fault.tests for fault in faults):
-            code, who = self.test(paths)
-            if code:
-                raise SystemExit(f"without any fault, {' '.join(paths)} end with {code}: {who}")
+    def passes(self, path: str, state: str) -> bool:
+        """Whether tests were seen to pass without any fault, in this state of everything."""
+        return self._known.get(path, {}).get("state") == state
 
 
-def campaign(faults: list[Fault], jobs: int) -> list[Outcome]:
-    """Judge every fault, in as many copies as there are jobs."""
-    waiting: queue.SimpleQueue[Fault] = queue.SimpleQueue()
-    for fault in faults:
-        waiting.put(fault)
-    outcomes: list[Outcome] = []
-    said = threading.Lock()
+def key_of(fault: Fault) -> str:
+    """Names a fault, and changes when it does."""
+    text = hashlib.sha256(f"{fault.old}\0{fault.new}".encode()).hexdigest()[:8]
+    return f"{fault.path}: {fault.name} #{text}"
 
-    def work(copy: Copy) -> None:
-        while True:
-            try:
-                fault = waiting.get_nowait()
-            except queue.Empty:
-                return
-            outcome = copy.judge(fault)
-            with said:
-                outcomes.append(outcome)
-                head = f"{len(outcomes)}/{len(faults)} {outcome.verdict.value} {outcome.seconds:.1f} s"
-                print(f"{head}  {fault.path}: {fault.name}  [{outcome.who}]", flush=True)
 
-    with tempfile.TemporaryDirectory(prefix="mutation-") as place:
-        copies = [Copy(Path(place) / str(number)) for number in range(jobs)]
-        copies[0].check(faults)
-        threads = [threading.Thread(target=work, args=(copy,)) for copy in copies]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    return outcomes
+_copy: Copy
+
+
+def _start(place: str) -> None:
+    global _copy
+    _copy = Copy(Path(tempfile.mkdtemp(dir=place)))
+
+
+def _state() -> str:
+    return _copy.digest()
+
+
+def _passes(path: str) -> tuple[int, str]:
+    return _copy.test((path,))
+
+
+def _judge(fault: Fault, tests: tuple[str, ...], until: float) -> Outcome | None:
+    return None if time.time() > until else _copy.judge(fault, tests)
+
+
+def campaign(
+    faults: list[Fault], results: Results, jobs: int, until: float, leave_out: tuple[str, ...]
+) -> Iterator[Outcome]:
+    """Judge what is not known yet, in as many copies as there are jobs.
+
+    Raises:
+        SystemExit: tests fail without any fault, so no verdict would mean anything.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="mutation-") as place,
+        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start, (place,)) as pool,
+    ):
+        state = pool.submit(_state).result()
+        plan = []
+        for fault in faults:
+            tests = tuple(path for path in fault.tests if path not in leave_out)
+            if results.verdict(fault, " ".join(tests), state) is None:
+                plan.append((fault, tests))
+        for path in dict.fromkeys(path for _, tests in plan for path in tests):
+            if not results.passes(path, state):
+                code, who = pool.submit(_passes, path).result()
+                if code:
+                    raise SystemExit(f"without any fault, {path} ends with {code}: {who}")
+                results.add(path, state=state)
+        for (_, tests), future in [(each, pool.submit(_judge, *each, until)) for each in plan]:
+            if (outcome := future.result()) is not None:
+                results.add(
+                    key_of(outcome.fault),
+                    verdict=outcome.verdict.value,
+                    who=outcome.who,
+                    tests=" ".join(tests),
+                    state=state,
+                )
+                yield outcome
 
 
 def main() -> int:
@@ -154,17 +137,35 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", default="", help="faults with this word in their module or name")
     parser.add_argument("--list", action="store_true", help="print the table instead")
+    parser.add_argument("--results", type=Path, help="a file to go on from; keep it outside the sources")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no fault after this time")
+    parser.add_argument("--quick", action="store_true", help=f"without {' '.join(SLOW)}")
     options = parser.parse_args()
-    faults = [fault for fault in read_all() if options.only in f"{fault.path}: {fault.name}"]
+    chosen = [fault for fault in read_all() if options.only in f"{fault.path}: {fault.name}"]
+    faults = [fault for fault in chosen if not fault.equivalent]
     if options.list:
         print(*(f"{fault.path}: {fault.name}" for fault in faults), sep="\n")
         return 0
-    outcomes = campaign(faults, options.jobs)
-    missed = [outcome for outcome in outcomes if outcome.verdict is not Verdict.CAUGHT]
-    for outcome in missed:
-        print(f"{outcome.verdict.value}: {outcome.fault.path}: {outcome.fault.name}  [{outcome.who}]")
-    print(f"{len(outcomes)} faults planted, {len(outcomes) - len(missed)} caught")
-    return 1 if missed or not outcomes else 0
+    results = Results(options.results)
+    until = time.time() + options.seconds
+    for outcome in campaign(faults, results, options.jobs, until, SLOW if options.quick else ()):
+        fault = outcome.fault
+        print(
+            f"{outcome.verdict.value} {outcome.seconds:.1f} s  {fault.path}: {fault.name}  [{outcome.who}]",
+            flush=True,
+        )
+    verdicts = {key_of(fault): results.verdict(fault) for fault in faults}
+    for name, verdict in verdicts.items():
+        if verdict not in (Verdict.CAUGHT, None):
+            print(f"{verdict.value}: {name}")
+    counts = Counter(verdict for verdict in verdicts.values())
+    waiting = f", {counts[None]} not judged yet" if counts[None] else ""
+    print(
+        f"{len(faults) - counts[None]} faults planted, {counts[Verdict.CAUGHT]} caught, "
+        f"{counts[Verdict.SURVIVED]} survived, {counts[Verdict.BROKEN]} broken{waiting}; "
+        f"{len(chosen) - len(faults)} not planted, because they change nothing"
+    )
+    return 0 if faults and counts[Verdict.CAUGHT] == len(faults) else 1
 
 
 if __name__ == "__main__":

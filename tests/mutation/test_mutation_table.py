@@ -42,6 +42,13 @@ def test_a_fault_whose_text_is_gone_or_stands_twice_is_refused(tmp_path):
             fault.plant(source)
 
 
+def test_a_fault_that_changes_nothing_says_why(tmp_path):
+    table = tmp_path / "table.txt"
+    table.write_text("[a.py] tests\n\nother order\n- x + y\n+ y + x\n= sums do not care\n")
+    (fault,) = read_table(table)
+    assert fault.equivalent == "sums do not care"
+
+
 def test_a_line_at_the_wrong_place_is_refused(tmp_path):
     table = tmp_path / "table.txt"
     table.write_text("[a.py] tests\n\nwrong sign\n+ x - 1\n")

@@ -36,7 +36,7 @@ def test_burst_bytes_are_what_the_rate_makes_of_the_burst():
     assert Pacer(10, 0.001).burst_bytes == 1
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(
     rate=st.floats(1e4, 1e10),
     batch=st.integers(1, 65507),
@@ -58,7 +58,7 @@ def test_long_run_rate_is_exact_however_late_the_wake_ups(rate, batch, lateness,
     assert abs(elapsed - sent / rate) <= tolerance
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(
     rate=st.floats(1e4, 1e10),
     batches=st.lists(st.tuples(st.floats(0, 0.2), st.integers(1, 65507)), min_size=2, max_size=40),

@@ -184,6 +184,26 @@ async def test_what_a_client_misses_is_sent_again_under_its_number(start, nurser
     assert {span for ncf in player.of(Ncf) for span in ncf.ranges} == {(number, number) for number in lost}
 
 
+async def test_repair_has_the_number_that_its_block_was_sent_under(start, nursery):
+    test = start()
+    here = {block: test.data[(block - 1) * BLOCK : block * BLOCK] for block in range(1, 6)}
+    player = await test.player(nursery, blocks=here, lose=lambda number: number in (3, 4))
+    await until(lambda: player.complete)
+    assert player.data == test.data
+    repairs = {(number, block) for kind, number, block in player.sequence if kind == "RDATA"}
+    assert repairs == {(3, 8), (4, 9)}
+
+
+async def test_repairs_go_first_but_never_twice_before_data(start):
+    driver, sent = start().driver, []
+    driver._send_repairs = lambda *_: sent.append("repairs") or True
+    driver._send_data = lambda *_: sent.append("data") or True
+    while len(sent) < 4:
+        assert driver._send(None, trio.current_time())
+    del driver._send_repairs, driver._send_data
+    assert sent[:4] == ["repairs", "data", "repairs", "data"]
+
+
 async def test_blocks_that_come_too_late_for_repairs_come_in_another_round(start, nursery):
     test = start()
     # As if there had been no room for them: acknowledged, and missing when the server asks.

@@ -137,6 +137,13 @@ def test_blocks_beyond_the_horizon_are_as_if_they_had_not_come():
     assert decode(client.missing_packet(50.0)).ranges == ((1, 3), (7, 100))
 
 
+def test_block_beyond_the_horizon_is_no_duplicate_though_it_is_here():
+    client = application(have=[(5, 8)])
+    client.horizon = 6
+    assert [client.repeats(block) for block in (4, 5, 6, 7)] == [False, True, True, False]
+    assert client.duplicates == 2
+
+
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 10)), max_size=20))
 @STEADY
 def test_reports_never_depart_from_a_plain_list(runs):

@@ -124,11 +124,12 @@ def test_packet_of_another_session_is_dropped(client):
     assert client.session.next_deadline() > T
 
 
+@pytest.mark.parametrize("place", [-64, -20, -10], ids=["SenderTime", "block", "options"])
 @pytest.mark.parametrize("bad", [0, 1, 2])
-def test_one_bad_checksum_in_a_batch_costs_one_datagram(client, bad):
+def test_one_bad_checksum_in_a_batch_costs_one_datagram(client, bad, place):
     data = bytearray(client.data(1, 1, 3))
     segment = len(data) // 3
-    data[bad * segment + 70] ^= 0x10
+    data[(bad + 1) * segment + place] ^= 0x10
     client.hear(data, T, segment=segment)
     assert client.session.dropped == {"checksum": 1}
     blocks = [event.first_block + row for event in arrived(client) for row in range(event.count)]
@@ -215,6 +216,22 @@ def test_data_before_a_control_packet_of_the_same_length_is_still_delivered(clie
     assert [event.count for event in arrived(client)] == [2]
     client.session.handle_timers(T + 1)
     assert client.session.over
+
+
+def test_control_packets_that_came_together_are_each_processed(client):
+    spm, qcc = client.sealed(Spm(1, ME, 1, 1, 0, 5, 1)), client.sealed(Qcc(1, 0))
+    client.hear(spm + qcc, T, segment=len(spm))
+    assert [packet.odata_seq_no for _, packet in client.sent(T) if isinstance(packet, Ack)] == [4]
+    client.session.handle_timers(T)
+    assert [packet.qcc_seq_no for _, packet in client.sent(T) if isinstance(packet, Qcr)] == [1]
+    assert not client.session.dropped
+
+
+def test_answers_that_are_the_same_leave_as_often_as_they_were_given(client):
+    ack, other = Ack(ME, 1, 2, 3, 4), Ack(ME, 2, 2, 3, 4)
+    for packet in (ack, ack, ack, other, ack):
+        client.transport.outbox.put(packet)
+    assert [packet for _, packet in client.sent(T)] == [ack, ack, ack, other, ack]
 
 
 def test_data_with_options_of_others_is_delivered_one_by_one(client):

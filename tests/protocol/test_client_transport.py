@@ -266,6 +266,17 @@ def test_sign_that_somebody_is_counted_puts_joining_again_off(client, sign):
     assert client.timers.get(ClientTimer.REJOIN) == T + 9
 
 
+def test_spm_alone_puts_joining_again_off_for_30_seconds_only(client):
+    for second in range(1, 30):
+        client.transport.heard(T + second)
+        client.spm(T + second, second)
+        client.transport.handle_timers(T + second)
+    client.transport.handle_timers(T + 29.999)
+    assert client.sent(Join) == []
+    client.transport.handle_timers(T + 30)
+    assert len(client.sent(Join)) == 1
+
+
 @pytest.mark.parametrize(
     "no_sign",
     [
@@ -725,6 +736,13 @@ def test_full_cache_refuses_with_one_empty_nack():
     assert script.sent(Nack) == [Nack(ME, 4, rate, ())]
 
 
+def test_full_cache_refuses_blocks_that_do_not_follow_each_other_with_one_empty_nack():
+    script = ClientScript(max_cache_size=20).regular()
+    script.odata(T, (1, 1), (2, 3), (3, 5))
+    assert script.transport.refused == 3
+    assert [nack.ranges for nack in script.sent(Nack)] == [()]
+
+
 def test_zero_nack_scales_its_loss_rate():
     script = ClientScript(max_cache_size=20).regular()
     script.odata(T, 1)
@@ -1037,6 +1055,19 @@ def test_blocks_that_follow_each_other_with_a_row_between_them_are_two_events(cl
     assert arrived(client) == [(0, 10, 1, 23), (2, 11, 1, 23)]
 
 
+@pytest.mark.parametrize("rdata", [True, False])
+def test_packets_that_follow_each_other_with_a_row_between_them_are_two_events(client, rdata):
+    client.odata(T, 9, 20)
+    client.events()
+    found = records(
+        [(10, 10), (15, 15), (11, 11)], block_len=10, trails=[9] * 3, masters=[OTHER] * 3, rdata=rdata
+    )
+    for name in ("rows", "header", "odata_seq_no", "block_number", "fw_lead"):
+        setattr(found, name, getattr(found, name)[[0, 2]])  # the one between failed its checksum
+    assert client.transport.on_data(found, T) == []
+    assert arrived(client) == [(0, 10, 1, 23), (2, 11, 1, 23)]
+
+
 def test_repairs_are_counted_as_what_they_are(client):
     """Some are asked for by others, one fills a hole of this client's, one is acknowledged."""
     client.odata(T, 1, 2, 6, master=OTHER)
@@ -1052,6 +1083,13 @@ def test_repairs_are_counted_as_what_they_are(client):
     assert arrived(client) == [(1, 4, 1, 23)]
     assert [(ack.odata_seq_no, ack.server_time) for ack in client.sent(Ack)] == [(2, 501)]
     assert client.data.loss.rate == pytest.approx(loss * (1 - 500 / 65536) ** 3)
+
+
+def test_repairs_that_follow_each_other_in_the_middle_of_a_batch_are_one_event(client):
+    client.odata(T, 1, 20)
+    client.events()
+    client.odata(T, (1, 1), (5, 5), (6, 6), (7, 7), (9, 9), trail=1, rdata=True)
+    assert arrived(client) == [(1, 5, 3, 69), (4, 9, 1, 23)]
 
 
 def test_repairs_of_another_content_are_dropped_alone(client):

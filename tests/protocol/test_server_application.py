@@ -321,6 +321,21 @@ def test_newcomer_ends_the_rest_at_once():
     assert len(script.below.polls) == polls + 1
 
 
+def test_wait_is_short_again_after_a_newcomer_that_misses_nothing_either():
+    script = Script()
+    for _ in range(3):
+        script.answer(1, [], T)
+        script.due()
+        script.due()
+    script.answer(1, [], T)
+    script.come(2, script.due() + 0.01)
+    now = script.due()
+    for number in (1, 2):
+        script.answer(number, [], now)
+    decided = script.due()
+    assert script.application.next_deadline() == pytest.approx(decided + script.parameters.empty_query_wait)
+
+
 # ---------------------------------------------------------------------- DataState
 
 
@@ -430,6 +445,22 @@ def test_payload_that_is_no_cntcir_for_this_content_is_refused_whole(payload):
 def test_whole_content_may_be_missing():
     script = Script(total_blocks=1000)
     assert script.round({1: [(1, 1000)]}) == [(1, 1000)]
+
+
+@pytest.mark.parametrize("progress", [0, 100])
+def test_status_takes_nothing_and_everything(progress):
+    script = Script()
+    record = script.below.clients[1]
+    record.progress = 50
+    assert script.application.status(record, encode(ProgressReport(1, progress)), T + 1)
+    assert record.progress == progress
+
+
+@pytest.mark.parametrize("progress", [0, 100])
+def test_answer_tells_nothing_and_everything(progress):
+    script = Script()
+    assert script.answer(1, [(1, 2)], T, progress=progress)
+    assert script.below.clients[1].progress == progress
 
 
 def test_status_takes_progress_and_time():

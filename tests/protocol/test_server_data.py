@@ -305,7 +305,16 @@ def test_nack_is_confirmed_to_the_group_and_repaired(alone):
     assert alone.data.take_repairs(2) == [(first + 1, block), (first + 2, block + 1)]
     assert alone.repairs() == [first + 5]
     assert alone.data.take_repairs(9) == []
-    assert alone.data.counters.repair_packets == 3
+    assert (alone.data.counters.nacks, alone.data.counters.repair_packets) == (1, 3)
+
+
+def test_repair_carries_the_block_that_its_number_carried(alone):
+    alone.data.give([(501, 501), (900, 902)])
+    alone.data.take_odata(9, T + 2)
+    alone.ack(alone.master, 1, T + 2)
+    alone.data.take_odata(9, T + 2)
+    alone.nack(alone.master, [(1, 4)], T + 3)
+    assert alone.data.take_repairs(9) == [(1, 501), (2, 900), (3, 901), (4, 902)]
 
 
 def test_what_is_not_in_the_list_is_skipped(alone):
@@ -779,6 +788,21 @@ def test_client_within_the_window_does_not_become_the_master(narrow):
     assert narrow.data.mc_trail == 200
 
 
+def test_master_that_reports_how_far_behind_it_is_stays_where_it_is(narrow):
+    _, now = behind_in_steps(narrow)
+    report(narrow, narrow.master, 100, now)
+    assert narrow.data.master_client_id == narrow.master
+    assert narrow.data.mc_trail == 200
+
+
+def test_client_far_behind_is_no_master_while_everybody_is_asked(narrow):
+    slow, now = behind_in_steps(narrow)
+    narrow.transport.enter_qcc(now)
+    narrow.qcr(slow, now, seq=narrow.last_qcc(), hi=100)
+    assert narrow.data.master_client_id == 0
+    assert narrow.data.mc_trail == 200
+
+
 def test_client_that_has_received_nothing_yet_does_not_become_the_master(narrow):
     slow, now = behind_in_steps(narrow)
     report(narrow, slow, 0, now)
@@ -816,6 +840,14 @@ def test_slow_master_that_moves_holds_the_others_for_as_long_as_it_moves(narrow)
     assert narrow.data.mc_trail == 200
 
 
+def test_master_that_has_caught_up_is_not_given_up_on_for_having_nothing_to_acknowledge(narrow):
+    slow, now = behind_in_steps(narrow)
+    report(narrow, slow, 100, now)
+    narrow.ack(slow, 200, now + 0.1)
+    narrow.data.cleanup_timer(now + 5)
+    assert not narrow.clients.active[slow].gave_up_on
+
+
 def behind_in_steps(server):
     """200 blocks sent and acknowledged through a window of 50; the other client and the time."""
     now = T + 2
@@ -832,6 +864,14 @@ def test_nack_that_changes_the_master_sets_the_window_to_what_the_new_one_has(na
     narrow.nack(slow, ((121, 125),), now, loss=10**15, hi=199)
     assert narrow.data.master_client_id == slow
     assert narrow.data.mc_trail == 120
+
+
+def test_new_master_that_has_more_than_the_old_one_acknowledged_does_not_move_the_window(narrow):
+    slow, now = behind_in_steps(narrow)
+    narrow.data.take_odata(50, now)
+    narrow.nack(slow, ((231, 235),), now, loss=10**15, hi=250)
+    assert narrow.data.master_client_id == slow
+    assert narrow.data.mc_trail == 200
 
 
 def test_new_master_that_misses_what_is_no_longer_kept_starts_at_the_oldest_packet_kept(narrow):

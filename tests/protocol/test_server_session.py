@@ -542,6 +542,48 @@ def test_after_its_timers_the_next_deadline_is_always_later(script):
             assert session.next_deadline() <= now + 65
 
 
+def test_ack_that_came_in_the_same_words_three_times_is_counted_three_times():
+    server = ServerWire()
+    (master,), now = sending(server, 1)
+    run = server.session.take_odata(1, now)
+    ack = server.sealed(Ack(master, run.first_seq, 0, run.first_seq, 0))
+    server.hear(ack * 3, 1, now, segment=len(ack))
+    assert server.transport.data.counters.acks == 3
+    assert server.transport.data.mc_trail == run.first_seq
+    assert not server.session.dropped
+    server.hear(ack * 3, 2, now, segment=len(ack))
+    assert server.transport.data.counters.acks == 3
+    assert server.session.dropped == {"unknown_client": 3}
+
+
+def test_equal_acks_are_looked_at_once_and_equal_nacks_each_time(server, monkeypatch):
+    (client,), now = server.begin(1)
+    looked_at, receive = [], server.transport.receive
+    monkeypatch.setattr(
+        server.transport, "receive", lambda packet, *rest: looked_at.append(packet) or receive(packet, *rest)
+    )
+    for packet in (Ack(client, 0, ms(now), 0, 0), Nack(client, 0, 0, ())):
+        datagram = server.sealed(packet)
+        server.hear(datagram * 3, 1, now, segment=len(datagram))
+    assert [type(packet) for packet in looked_at] == [Ack, Nack, Nack, Nack]
+
+
+def test_equal_datagrams_of_any_length_are_each_dropped_and_counted(server):
+    (client,), now = server.begin(1)
+    whole = server.sealed(Ack(client, 0, ms(now), 0, 0))
+    for length in range(1, len(whole) - 2):  # without its OptionsCount it is sound (deviation 13)
+        server.hear(whole[:length] * 3, 1, now, segment=length)
+        assert server.session.dropped.total() == 3 * length
+
+
+def test_next_deadline_is_the_applications_where_that_comes_first():
+    server = ServerWire(poll_back_off=0.02, query_margin=0.03)
+    _, now = server.begin(1)
+    assert server.session.application.next_deadline() == pytest.approx(now + 0.05)
+    assert server.session.transport.next_deadline() > now + 0.05
+    assert server.session.next_deadline() == server.session.application.next_deadline()
+
+
 # ---------------------------------------------------------------------- a flood of JOINs
 
 
@@ -557,6 +599,14 @@ def test_joins_beyond_the_budget_are_dropped_unread_and_counted():
     assert script.session.dropped["too_many_joins"] == 2
     script.hear(forged_join(9), 30, T + 0.1)
     assert len(script.session.transport.clients.pending) == 4
+
+
+def test_budget_of_joins_is_a_burst_however_long_nobody_joined():
+    script = ServerWire(joins_per_second=10.0, join_burst=3)
+    for number in range(5):
+        script.hear(forged_join(number), 10 + number, T + 100)
+    assert len(script.session.transport.clients.pending) == 3
+    assert script.session.dropped["too_many_joins"] == 2
 
 
 def test_a_confirmed_client_may_join_again_during_a_flood():

@@ -118,6 +118,22 @@ def test_client_id_is_not_given_twice():
     assert server.join(9, T) not in taken
 
 
+@pytest.mark.parametrize("removed", ["pending", "active", "kicked", "demoted"])
+def test_client_id_of_a_client_on_any_list_is_not_given_again(removed):
+    server = ServerScript(rng=Chance(9))
+    if removed == "pending":
+        server.join(1, T)
+    else:
+        client = server.activate(1, T)
+        if removed == "kicked":
+            server.transport.kick(client, KickReason.FAIL, T)
+        elif removed == "demoted":
+            server.transport.demote(client, LOWER, T)
+    assert 9 in getattr(server.clients, removed)
+    server.transport._next_client_id = 9
+    assert server.join(2, T) == 10
+
+
 def test_record_holds_what_the_join_said(server):
     client = server.join(3, T + 1, name="node-3", sender_time=123)
     record = server.clients.pending[client]

@@ -92,6 +92,19 @@ def test_broken_answer_is_never_read_where_the_declaration_reads_something_else(
     assert answer is None or answer == judged(data, security)
 
 
+@pytest.mark.parametrize("flip", [0x01, 0x80])
+@pytest.mark.parametrize("answer", [Ack(1, 2, 3, 4, 5), Nack(1, 2, 3, ((4, 5), (7, 7))), Ncf(((4, 5),))])
+def test_whichever_byte_of_an_answer_is_changed_it_is_never_read_as_something_else(answer, flip):
+    security = ChecksumSecurity()
+    whole = encode_answer(answer, session_id=SESSION, sender_time=1, security=security)
+    for place in range(len(whole)):
+        data = bytearray(whole)
+        data[place] ^= flip
+        for sent in (bytes(data), sealed(bytes(data[security.header_len :]), security)):
+            found = tried(sent, security)
+            assert found is None or found == judged(sent, security)
+
+
 @every_mode
 def test_answer_cut_at_any_byte_is_left_to_the_declaration(mode):
     security = MODES[mode]()

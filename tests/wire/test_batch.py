@@ -502,6 +502,22 @@ def test_whatever_is_broken_the_fast_form_agrees_with_the_declarations(case):
                 assert row in leftover
 
 
+@pytest.mark.parametrize("flip", [0x01, 0x80])
+@pytest.mark.parametrize("shape", ["ODATA with FW_LEAD", "RDATA", "RDATA without OptionsCount"])
+def test_whichever_byte_of_a_datagram_is_changed_the_fast_form_agrees_with_the_declarations(shape, flip):
+    security = NoSecurity()
+    op_code = OpCode.ODATA if shape.startswith("ODATA") else OpCode.RDATA
+    whole = declared(security, 3, 2, op_code=op_code, options=op_code is OpCode.ODATA)
+    if "without" in shape:
+        whole = b"".join(whole[at : at + len(whole) // 3 - 2] for at in range(0, len(whole), len(whole) // 3))
+    segment = len(whole) // 3
+    assert len(check_against_declarations(whole, segment, security)[0]) == 3
+    for place in range(segment):
+        data = bytearray(whole)
+        data[segment + place] ^= flip
+        check_against_declarations(bytes(data), segment, security)
+
+
 @given(st.binary(min_size=1, max_size=300), st.integers(1, 320), st.sampled_from(sorted(MODES)))
 @settings(STEADY, max_examples=100)
 def test_any_bytes_are_judged_like_the_declarations_judge_them(data, segment, mode):
@@ -561,6 +577,7 @@ def test_record_of_one_datagram_is_what_was_decoded(mode, kind, options, lead):
         application.encode(application.Data(1, b"abc"))[:-1],
         b"\x00\x10\x03" + bytes(8) + b"\x00\x02abc",
         b"\x00\x10\x02" + bytes(8) + b"\x00\x03abc",
+        b"\x00\x11\x03" + bytes(8) + b"\x00\x03abc",
     ],
 )
 def test_payload_that_is_no_data_packet_has_no_record(payload):
