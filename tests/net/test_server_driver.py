@@ -194,6 +194,25 @@ async def test_repair_has_the_number_that_its_block_was_sent_under(start, nurser
     assert repairs == {(3, 8), (4, 9)}
 
 
+async def test_repairs_cost_the_rate_what_they_weigh(start, nursery):
+    class Budget:
+        burst_bytes = None
+        spent = 0
+
+        def ready_at(self, now):
+            return now
+
+        def spend(self, count, now):
+            self.spent += count
+
+    test = start()
+    budget = test.driver._pacer = Budget()
+    player = await test.player(nursery, lose=lambda number: number in (3, 4, 11, 20))
+    await until(lambda: player.complete)
+    assert test.driver.repair_bytes >= 4 * BLOCK - 7
+    assert budget.spent > test.driver.data_bytes + test.driver.repair_bytes
+
+
 async def test_repairs_go_first_but_never_twice_before_data(start):
     driver, sent = start().driver, []
     driver._send_repairs = lambda *_: sent.append("repairs") or True
