@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import socket
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,7 +219,7 @@ async def test_repairs_go_first_but_never_twice_before_data(start):
     driver._send_repairs = lambda *_: sent.append("repairs") or True
     driver._send_data = lambda *_: sent.append("data") or True
     while len(sent) < 4:
-        assert driver._send(None, trio.current_time())
+        assert driver._send(SimpleNamespace(repairs_reading=0), trio.current_time())
     del driver._send_repairs, driver._send_data
     assert sent[:4] == ["repairs", "data", "repairs", "data"]
 

@@ -137,10 +137,9 @@ def test_blocks_beyond_the_horizon_are_as_if_they_had_not_come():
     assert decode(client.missing_packet(50.0)).ranges == ((1, 3), (7, 100))
 
 
-def test_block_beyond_the_horizon_is_no_duplicate_though_it_is_here():
+def test_blocks_that_are_here_are_no_news_and_count_as_duplicates():
     client = application(have=[(5, 8)])
-    client.horizon = 6
-    assert [client.repeats(block) for block in (4, 5, 6, 7)] == [False, True, True, False]
+    assert client.news([4, 5, 8, 9]) == [0, 3]
     assert client.duplicates == 2
 
 
