@@ -28,7 +28,8 @@ from wdstransport import (
     UsageError,
     Warned,
 )
-from wdstransport.protocol.parameters import ClientParameters
+from wdstransport.net import client_driver, reception
+from wdstransport.protocol.parameters import ClientParameters, ServerParameters
 from wdstransport.wire.transport import Kick, KickReason, Leave, LeaveReason, Nack, Spm
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -590,6 +591,11 @@ class TestOptions:
         async with serving(image(100)) as site:
             await site.receive(on_event=told)
         assert isinstance(told[-1], Finished)
+
+
+def test_a_pipes_ring_reaches_beyond_the_widest_window_of_a_server():
+    in_flight = ServerParameters().max_window_size * 1500
+    assert in_flight + client_driver._ROOM < reception._PIPE_WINDOW
 
 
 async def test_a_refusal_says_what_was_asked_for():

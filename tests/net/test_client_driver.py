@@ -466,6 +466,23 @@ class TestStorage:
         assert test.received == test.data
         assert test.session.transport.refused == 0
 
+    async def test_what_a_pipe_cannot_take_yet_waits_in_the_kernels_buffer(self, start, monkeypatch):
+        monkeypatch.setattr(client_driver, "_STALL", 3600.0)
+        monkeypatch.setattr(client_driver, "_GLIMPSE", 3600.0)
+        test = start(image(100 * BLOCK), cache_bytes=40 * BLOCK)
+        test.session.application.horizon = test.shelf.limit = 50
+        await test.server.admit()
+        group = (test.server.group, test.server.address[1])
+        for number in range(1, 101):
+            test.server.raw.sendto(test.server.seal(test.server.block(number)), group)
+        await until(lambda: test.driver.stalled)
+        assert 0 < len(test.shelf.blocks) <= 50
+        test.shelf.limit = 100
+        test.driver.wake()
+        with trio.fail_after(PATIENCE):
+            await test.shelf.everything.wait()
+        assert test.received == test.data
+
     async def test_blocks_beyond_the_horizon_are_left_for_later(self, start):
         test = start()
         test.session.application.horizon = test.shelf.limit = 4

@@ -148,6 +148,7 @@ class ClientDriver:
         self._glimpse_at = -math.inf
         self._own_seen = trio.Event()
         self._drained = True
+        self._reached = self._reached_in = 0
         self._nap = _NAP
         self._open(sockets)
 
@@ -242,6 +243,8 @@ class ClientDriver:
             return
         # Not reading on purpose: only memory, time or a call may end this sleep.
         if not self.reader.starved:
+            if self.session.cache_room >= self._room:
+                deadline = min(deadline, now + _LONGEST_NAP)  # nobody says how far a pipe has got
             deadline = min(deadline, self._glimpse_at, max(now, self._stored_at + _STALL))
         await self._waiter.pause(deadline)
 
@@ -253,13 +256,13 @@ class ClientDriver:
                 self.stored += event.count * event.block_len
                 if event.batch.owner is not None:
                     event.batch.owner.release()
-            horizon = self._consumer.horizon()
-            if horizon is not None:
-                self.session.application.horizon = horizon
+        horizon = self._consumer.horizon()
+        if horizon is not None:
+            self.session.application.horizon = horizon
 
     def _may_read(self, now: float) -> bool:
         """Whether to take data from the socket, or leave it to the kernel's buffer."""
-        if self.session.cache_room >= self._room:
+        if self.session.cache_room >= self._room and not self._beyond_reach():
             self._full = False
             return True
         if not self._full:
@@ -270,6 +273,20 @@ class ClientDriver:
             self._glimpse_at = now + _GLIMPSE
             return True
         return now - self._stored_at >= _STALL
+
+    def _beyond_reach(self) -> bool:
+        """Whether what comes next may lie beyond the consumer's horizon, and would have to come again.
+
+        A pipe takes blocks in order, and counts as stored what waits in its ring: only how far it got says
+        how much more it can take. While it moves on, the kernel's buffer waits for it.
+        """
+        application = self.session.application
+        if application.horizon >= application.total_blocks:
+            return False
+        rounds = self.session.transport.polls
+        if rounds != self._reached_in:
+            self._reached, self._reached_in = 0, rounds
+        return (application.horizon - self._reached) * application.block_size < self._room
 
     def _read_group(self) -> None:
         self._drained = False
@@ -309,6 +326,7 @@ class ClientDriver:
             match event:
                 case BlocksArrived():
                     self.received += event.count * event.block_len
+                    self._reached = max(self._reached, event.first_block + event.count - 1)
                     if event.batch.owner is not None:
                         event.batch.owner.hold()
                     self._consumer.arrived(event)

@@ -25,7 +25,9 @@ from wdstransport.wire.transport import KickReason
 __all__ = ["ReceiveResult", "Reception", "ReceptionSettings"]
 
 _PROGRESS_INTERVAL = 0.5
-_PIPE_WINDOW = 16 << 20
+_PIPE_WINDOW = 40 << 20
+"""Bytes. More than a server's window (MaxWindowSize: 16384 Ethernet packets, 23 MB) beyond a lost block: what
+comes beyond the ring is refused, and comes again only in another round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

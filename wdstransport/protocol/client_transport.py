@@ -267,6 +267,11 @@ class ClientTransport:
         self.outbox.put(packet)
         self.timers.set(ClientTimer.FORCE_QCC, now + self.parameters.force_qcc_interval)
 
+    @property
+    def polls(self) -> int:
+        """The last POLLSeqNo seen: every query begins another round of blocks."""
+        return self._last_poll_seq_no
+
     def _on_poll(self, packet: Poll, now: float) -> DropReason | None:
         """3.2.5.6."""
         if packet.poll_seq_no <= self._last_poll_seq_no:
