@@ -201,6 +201,17 @@ async def test_a_whole_content_arrives_and_the_last_word_is_leave(start):
     assert test.driver.departed.why is Left.COMPLETE
 
 
+async def test_what_is_stored_holds_no_memory_any_more(start):
+    test = start()
+    await test.server.admit()
+    await test.server.send_blocks(range(1, 11))
+    await until(lambda: test.driver.stored == len(test.data))
+    test.session.leave(Left.COMPLETE, trio.current_time())
+    test.driver.wake()
+    await test.over()
+    assert test.driver.pool.in_use == 0
+
+
 async def test_a_join_that_nobody_answers_is_said_again(start):
     test = start()
     first, _, source = await test.server.take(Join)
