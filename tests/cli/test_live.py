@@ -4,29 +4,11 @@ import io
 
 import pytest
 from rich.console import Console
+from screens import HOSTILE, Clock, Terminal, view
 
 from cli.live import LiveScreen, draw
 from cli.render import Row, Section, View
 from cli.screens import open_screen
-
-HOSTILE = ["\x1b[2J", "a\rb", "a\nb", "\u202egpj", "\x9b31m", "\x00"]
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def view(summary: str, *rows: Row) -> View:
-    return View((Section("images/win.wim", rows, "totals here"),), summary)
 
 
 def rows(count: int) -> list[Row]:

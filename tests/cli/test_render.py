@@ -3,22 +3,9 @@ from __future__ import annotations
 import io
 
 import pytest
+from screens import HOSTILE, Clock, view
 
-from cli.render import PlainScreen, Row, Section, View, endpoint, printable
-
-HOSTILE = ["\x1b[2J", "a\rb", "a\nb", "\u202egpj", "\x9b31m", "\x00"]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def view(summary: str, *rows: Row) -> View:
-    return View((Section("images/win.wim", rows, "totals here"),), summary)
+from cli.render import PlainScreen, endpoint, printable
 
 
 def test_a_plain_screen_prints_every_line_at_once():

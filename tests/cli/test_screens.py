@@ -2,14 +2,11 @@ from __future__ import annotations
 
 import io
 
+from screens import Terminal
+
 from cli.live import LiveScreen
 from cli.render import PlainScreen
 from cli.screens import open_screen
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def test_a_terminal_gets_the_live_screen(monkeypatch):

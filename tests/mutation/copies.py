@@ -10,6 +10,7 @@ import compileall
 import hashlib
 import importlib
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -158,12 +159,12 @@ class Copy:
 
 def _ended(child: int, deadline: float) -> int | None:
     """The exit code of a child; none if it had to be ended."""
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > deadline:
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return None
-        time.sleep(0.01)
+    watch = os.pidfd_open(child)
+    try:
+        in_time, _, _ = select.select([watch], [], [], max(0.0, deadline - time.monotonic()))
+    finally:
+        os.close(watch)
+    if not in_time:
+        os.killpg(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) if in_time else None

@@ -306,13 +306,19 @@ def test_wait_is_short_again_after_a_round_with_data():
     assert script.application.next_deadline() == pytest.approx(decided + script.parameters.empty_query_wait)
 
 
-def test_newcomer_ends_the_rest_at_once():
+def resting():
+    """A session whose only client has answered four queries that it misses nothing."""
     script = Script()
     for _ in range(3):
         script.answer(1, [], T)
         script.due()
         script.due()
     script.answer(1, [], T)
+    return script
+
+
+def test_newcomer_ends_the_rest_at_once():
+    script = resting()
     now = script.due()
     script.come(2, now + 0.01)
     assert script.application.next_deadline() == now + 0.01
@@ -322,12 +328,7 @@ def test_newcomer_ends_the_rest_at_once():
 
 
 def test_wait_is_short_again_after_a_newcomer_that_misses_nothing_either():
-    script = Script()
-    for _ in range(3):
-        script.answer(1, [], T)
-        script.due()
-        script.due()
-    script.answer(1, [], T)
+    script = resting()
     script.come(2, script.due() + 0.01)
     now = script.due()
     for number in (1, 2):

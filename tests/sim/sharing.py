@@ -17,8 +17,8 @@ import numpy as np
 from image import Image
 from network import Remnant
 
-from wdstransport.protocol import client_session
-from wdstransport.protocol.client_transport import ClientTransport
+from wdstransport.protocol import client_session, client_transport
+from wdstransport.protocol.client_runs import repairs_of, runs_of
 from wdstransport.protocol.events import BlocksArrived
 from wdstransport.wire.answers import decode_answer
 from wdstransport.wire.batch import Batch, DataRecords, parse_data
@@ -73,7 +73,6 @@ class _Shared:
     def __init__(self) -> None:
         self._batches, self._packets, self._answers = _Recent(), _Recent(), _Recent()
         self._runs, self._repairs, self._matches = _Recent(), _Recent(), _Recent()
-        self._runs_of, self._repairs_of = ClientTransport.runs_of, ClientTransport.repairs_of
         self._compare = Image.matches
 
     def parse(self, batch: Batch, *, session_id: int, security: Any) -> Any:
@@ -120,18 +119,18 @@ class _Shared:
 
     def runs(self, records: DataRecords) -> Any:
         if isinstance(records.batch, Remnant):
-            return self._runs_of(records)
+            return runs_of(records)
         result = self._runs.get((id(records),))
         if result is _MISSING:
-            result = self._runs.put((id(records),), records, self._runs_of(records))
+            result = self._runs.put((id(records),), records, runs_of(records))
         return result
 
     def repairs(self, records: DataRecords) -> Any:
         if isinstance(records.batch, Remnant):
-            return self._repairs_of(records)
+            return repairs_of(records)
         result = self._repairs.get((id(records),))
         if result is _MISSING:
-            result = self._repairs.put((id(records),), records, self._repairs_of(records))
+            result = self._repairs.put((id(records),), records, repairs_of(records))
         return result
 
     def matches(self, image: Image, event: BlocksArrived) -> bool:
@@ -154,8 +153,8 @@ def shared_decoding() -> Iterator[None]:
             (client_session, "parse_data", shared.parse),
             (client_session, "decode", shared.decode),
             (client_session, "decode_answer", shared.answer),
-            (ClientTransport, "runs_of", staticmethod(shared.runs)),
-            (ClientTransport, "repairs_of", staticmethod(shared.repairs)),
+            (client_transport, "runs_of", shared.runs),
+            (client_transport, "repairs_of", shared.repairs),
             (Image, "matches", lambda image, event: shared.matches(image, event)),
         ):
             stack.enter_context(patch.object(where, name, stand_in))

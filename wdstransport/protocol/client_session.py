@@ -26,6 +26,7 @@ from wdstransport.wire.transport import (
     OData,
     OpCode,
     RData,
+    TransportPacket,
     WireError,
     decode,
     encode,
@@ -229,15 +230,19 @@ class ClientSession:
         sender_time = int(now * 1000)
         session_id, security = self.session_id, self._client_security
         datagrams: list[bytes] = []
-        previous = None
+        previous: TransportPacket | None = None
         for packet, _ in packets:
-            if packet is previous:
+            # A batch of repairs is acknowledged packet by packet, mostly in the same words.
+            if packet == previous:
                 datagrams.append(datagrams[-1])
-                continue
-            make = encode_answer if isinstance(packet, Ack | Nack) else encode
-            datagrams.append(
-                make(packet, session_id=session_id, sender_time=sender_time, security=security)  # type: ignore[arg-type]
-            )
+            elif isinstance(packet, Ack | Nack):
+                datagrams.append(
+                    encode_answer(packet, session_id=session_id, sender_time=sender_time, security=security)
+                )
+            else:
+                datagrams.append(
+                    encode(packet, session_id=session_id, sender_time=sender_time, security=security)
+                )
             previous = packet
         return datagrams
 

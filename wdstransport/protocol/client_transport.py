@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import random
 from enum import Enum
-from typing import NamedTuple
-
-import numpy as np
 
 from wdstransport.protocol.client_application import ClientApplication
 from wdstransport.protocol.client_data import ClientData
+from wdstransport.protocol.client_runs import Run, repairs_of, runs_of
 from wdstransport.protocol.events import (
     BlocksArrived,
     ClientSessionEvent,
@@ -51,37 +49,6 @@ _PATIENT_NACKS = 4
 """A server repeats nothing within four round trips (MS-WDSMT 3.1.5.9.6), which are two back-offs: a repair,
 and one more where that is lost, take as many NACKs for the same packet. Only then is silence a sign
 (deviation 57)."""
-
-
-class _Run(NamedTuple):
-    """Consecutive sequence numbers with consecutive blocks in consecutive rows, under one master.
-
-    `trail` is its last packet's.
-    """
-
-    start: int
-    rows: int
-    first_seq: int
-    first_block: int
-    trail: int
-    master: int
-
-
-class _Repairs(NamedTuple):
-    """A batch of RDATA alone, under one master, none with a Trail above itself; lists have one entry each.
-
-    `trail` is its last packet's; `wanted` are the rows that FW_LEAD does not excuse from an ACK; `span` and
-    `content` are the lowest and the highest of the numbers and of the blocks.
-    """
-
-    numbers: list[int]
-    blocks: list[int]
-    rows: list[int]
-    wanted: frozenset[int]
-    trail: int
-    master: int
-    span: tuple[int, int]
-    content: tuple[int, int]
 
 
 class ClientState(Enum):
@@ -132,7 +99,6 @@ class ClientTransport:
         capabilities = Option(OptionId.CAPABILITIES, bytes([CAP_MULTISTREAM]))
         self._join = Join(client_name, ip_address, mac_address, (capabilities,))
         self._oldest_join: int | None = None
-        self._last_ack: Ack | None = None
         self._newest_join = 0
         self._after_leave: Departed | Demoted | None = None
         self._leave_reason = LeaveReason.COMPLETE
@@ -323,7 +289,7 @@ class ClientTransport:
         self._zero_nack_sent = False
         dropped: list[tuple[DropReason, int]] = []
         if not self._on_repairs(records):
-            for run, wanted in self.runs_of(records):
+            for run, wanted in runs_of(records):
                 self._on_run(records, run, wanted, dropped)
         if self.state is ClientState.REGULAR:
             if sum(number for _, number in dropped) < count:
@@ -331,34 +297,13 @@ class ClientTransport:
             self._manage_nack(now)
         return dropped
 
-    @staticmethod
-    def repairs_of(records: DataRecords) -> _Repairs | None:
-        """What a batch of RDATA alone says to every client alike; None where it is another batch."""
-        sequences = records.odata_seq_no
-        if not records.retransmitted.all() or (records.trail_odata_seq_no > sequences).any():
-            return None
-        masters = records.client_id.tolist()
-        if masters.count(masters[-1]) != len(masters):
-            return None
-        numbers, blocks = sequences.tolist(), records.block_number.tolist()
-        return _Repairs(
-            numbers,
-            blocks,
-            records.rows.tolist(),
-            frozenset(np.flatnonzero(records.fw_lead >= sequences).tolist()),
-            int(records.trail_odata_seq_no[-1]),
-            masters[-1],
-            (min(numbers), max(numbers)),
-            (min(blocks), max(blocks)),
-        )
-
     def _on_repairs(self, records: DataRecords) -> bool:
         """A batch of RDATA alone, each a repair that somebody asked for: most are not for this client.
 
         Returns:
             Whether it was such a batch; if not, nothing has changed.
         """
-        repairs = self.repairs_of(records)
+        repairs = repairs_of(records)
         if repairs is None:
             return False
         data, application = self.data, self.application
@@ -388,53 +333,8 @@ class ClientTransport:
             self._pass_on(records, start, stop, block)
         return True
 
-    @staticmethod
-    def runs_of(records: DataRecords) -> list[tuple[_Run, list[int]]]:
-        """The runs of a batch, which are the same to every client.
-
-        Each comes with the rows in it that FW_LEAD does not excuse from an ACK (3.2.5.13).
-        """
-        count = len(records)
-        sequences, blocks, trails = records.odata_seq_no, records.block_number, records.trail_odata_seq_no
-        if records.is_one_run():
-            edges = [0, count]
-        else:
-            together = (
-                (np.diff(sequences) == 1)
-                & (np.diff(blocks) == 1)
-                & (np.diff(records.rows) == 1)
-                & (sequences[1:] > sequences[:-1])
-                & (blocks[1:] > blocks[:-1])
-                & (np.diff(records.client_id) == 0)
-            )
-            edges = [0, *(np.flatnonzero(~together) + 1).tolist(), count]
-        if not int(sequences.min()) or (trails > sequences).any():
-            # Trail may move on within a run, but never past the packet that carries it: judge each alone.
-            edges = list(range(count + 1))
-        starts = edges[:-1]
-        lasts = [stop - 1 for stop in edges[1:]]
-        wanted = np.flatnonzero(records.fw_lead >= sequences).tolist()
-        wanted.append(count)
-        place = 0
-        runs: list[tuple[_Run, list[int]]] = []
-        for start, last, first_seq, first_block, trail, master in zip(
-            starts,
-            lasts,
-            sequences[starts].tolist(),
-            blocks[starts].tolist(),
-            trails[lasts].tolist(),
-            records.client_id[lasts].tolist(),
-            strict=True,
-        ):
-            answered = place
-            while wanted[place] <= last:
-                place += 1
-            run = _Run(start, last - start + 1, first_seq, first_block, trail, master)
-            runs.append((run, wanted[answered:place]))
-        return runs
-
     def _on_run(
-        self, records: DataRecords, run: _Run, wanted: list[int], dropped: list[tuple[DropReason, int]]
+        self, records: DataRecords, run: Run, wanted: list[int], dropped: list[tuple[DropReason, int]]
     ) -> None:
         """One run; `wanted` are the rows in it that FW_LEAD does not excuse from an ACK (3.2.5.13)."""
         start, count, first_seq, first_block, trail, master = run
@@ -501,12 +401,7 @@ class ClientTransport:
         if self.data.master != self.client_id:
             return
         loss = scaled_loss(self.data.loss.rate)
-        packet = Ack(self.client_id, max(0, sequence), server_time, self.data.highest, loss)
-        # A batch of repairs is answered packet by packet, mostly in the same words: one object for all.
-        if packet == self._last_ack:
-            packet = self._last_ack
-        self._last_ack = packet
-        self.outbox.put(packet)
+        self.outbox.put(Ack(self.client_id, max(0, sequence), server_time, self.data.highest, loss))
 
     def _manage_nack(self, now: float) -> None:
         """3.2.5.12: the master asks at once, the others after a back-off."""
