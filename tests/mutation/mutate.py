@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from copies import Copy, Outcome, Verdict
 from fault import Fault, read_all
+from generate import generate_all
 
 SLOW = ("tests/sim",)
 
@@ -136,12 +137,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", default="", help="faults with this word in their module or name")
+    parser.add_argument("--generated", action="store_true", help="faults of generate.py, not of the table")
     parser.add_argument("--list", action="store_true", help="print the table instead")
     parser.add_argument("--results", type=Path, help="a file to go on from; keep it outside the sources")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no fault after this time")
     parser.add_argument("--quick", action="store_true", help=f"without {' '.join(SLOW)}")
     options = parser.parse_args()
-    chosen = [fault for fault in read_all() if options.only in f"{fault.path}: {fault.name}"]
+    planned = generate_all() if options.generated else read_all()
+    chosen = [fault for fault in planned if options.only in f"{fault.path}: {fault.name}"]
     faults = [fault for fault in chosen if not fault.equivalent]
     if options.list:
         print(*(f"{fault.path}: {fault.name}" for fault in faults), sep="\n")

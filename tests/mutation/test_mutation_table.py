@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fault import PACKAGE, ROOT, read_all, read_table
+from generate import generate
 
 FAULTS = read_all()
 
@@ -47,6 +48,20 @@ def test_a_fault_that_changes_nothing_says_why(tmp_path):
     table.write_text("[a.py] tests\n\nother order\n- x + y\n+ y + x\n= sums do not care\n")
     (fault,) = read_table(table)
     assert fault.equivalent == "sums do not care"
+
+
+def test_generated_faults_change_one_place_each_and_leave_a_program():
+    source = "def f(x: int) -> int:\n    y = min(x, 3)\n    return y if 0 <= x < 9 and y else -1\n"
+    faults = generate("a.py", source, ("tests",))
+    planted = [fault.plant(source) for fault in faults]
+    for text in planted:
+        compile(text, "a.py", "exec")
+    assert len({fault.name for fault in faults}) == len(set(planted)) == len(faults)
+    assert source.replace("min(x, 3)", "(x)") in planted
+    assert source.replace("0 <= x < 9", "(0 <= x <= 9)") in planted
+    assert source.replace("y = min(x, 3)", "pass") in planted
+    with pytest.raises(ValueError, match="another one"):
+        faults[0].plant("x = 1\n" + source)
 
 
 def test_a_line_at_the_wrong_place_is_refused(tmp_path):

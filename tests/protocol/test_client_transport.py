@@ -679,6 +679,17 @@ def test_back_offs_in_the_wrong_order_are_still_a_range(client):
     assert T + 0.1 - 1e-6 <= client.timers.get(ClientTimer.NACK) <= T + 0.3 + 1e-6
 
 
+def test_back_offs_in_the_wrong_order_are_drawn_from_all_of_their_range():
+    draws = []
+    for seed in range(40):
+        script = ClientScript(seed=seed).regular()
+        script.spm(T, 1, master=OTHER, low=300, high=100)
+        script.odata(T, 1, 3, master=OTHER)
+        draws.append(script.timers.get(ClientTimer.NACK) - T)
+    assert min(draws) < 0.15
+    assert max(draws) > 0.25
+
+
 def test_ncf_changes_nothing(client):
     client.spm(T, 1, master=OTHER, low=100, high=100)
     client.odata(T, 1, 3, master=OTHER)
@@ -1125,6 +1136,13 @@ def test_master_that_changes_inside_a_run_acknowledges_only_its_own_packets(clie
         records([(1, 1), (2, 2), (3, 3)], block_len=10, trails=[1, 1, 1], masters=[OTHER, ME, ME]), T
     )
     assert [ack.odata_seq_no for ack in client.sent(Ack)] == [2, 3]
+
+
+def test_last_ack_of_a_run_says_all_that_was_reached(client):
+    client.odata(T, 1, 2, 5, 6, 9, master=ME)
+    client.sent()
+    client.odata(T, 3, 4, master=ME)  # late, not repaired
+    assert client.sent(Ack)[-1].odata_seq_no == 6
 
 
 def test_last_ack_of_a_batch_says_all_that_was_reached(client):

@@ -561,6 +561,12 @@ def test_cleanup_without_anything_to_drop_sends_no_spm(alone):
     assert alone.sent() == []
 
 
+def test_first_cleanup_comes_200_ms_after_the_data_state_was_entered():
+    server = Round()
+    assert server.timers.get(ServerTimer.CLEANUP_DATA_LIST) == pytest.approx(server.begun + 0.2)
+    assert server.data.counters.spms == 1
+
+
 def test_cleanup_comes_round_every_200_ms(alone):
     alone.data.cleanup_timer(T + 3)
     assert alone.timers.get(ServerTimer.CLEANUP_DATA_LIST) == T + 3.2
@@ -837,6 +843,16 @@ def test_slow_master_that_moves_holds_the_others_for_as_long_as_it_moves(narrow)
     assert narrow.data.mc_trail == 120
     narrow.ack(slow, 120, now + 1.8)  # nothing new is no progress
     narrow.data.cleanup_timer(now + 1.95)
+    assert narrow.data.mc_trail == 200
+
+
+def test_what_was_reached_is_remembered_through_two_changes_of_the_master(narrow):
+    slow, now = behind_in_steps(narrow)
+    report(narrow, slow, 100, now)
+    narrow.nack(narrow.master, ((200, 200),), now, loss=5 * 10**15, hi=199)
+    assert narrow.data.master_client_id == narrow.master
+    assert narrow.data.mc_trail == 100
+    narrow.data.cleanup_timer(now + 1.0)
     assert narrow.data.mc_trail == 200
 
 

@@ -322,6 +322,24 @@ def test_junk_that_looks_like_a_join_uses_up_nobodys_budget():
 # ---------------------------------------------------------------------- the end
 
 
+def test_only_who_left_with_everything_counts_as_completed(server):
+    ids, now = server.begin(1, 2, 3)
+    for number, client_id, reason in zip((1, 2, 3), ids, LeaveReason, strict=True):
+        server.hear(Leave(client_id, reason), number, now)
+    gone = [event.reason for event in server.session.take_events() if isinstance(event, ClientGone)]
+    assert sorted(reason.name for reason in gone) == ["CANCELLED", "COMPLETE", "INACTIVE"]
+    assert server.session.completed == 1
+
+
+def test_session_that_ends_in_the_middle_of_a_query_has_no_deadline_any_more():
+    server = ServerWire(inactivity_timeout=5.0)
+    _, now = server.begin(1)
+    server.session.handle_timers(now + 5)
+    assert server.session.over
+    assert server.session.application.next_deadline() < math.inf
+    assert server.session.next_deadline() == math.inf
+
+
 def test_session_without_clients_ends_and_is_silent(server):
     server.session.handle_timers(T + 300)
     assert server.session.take_events() == [Terminated()]
@@ -607,6 +625,13 @@ def test_budget_of_joins_is_a_burst_however_long_nobody_joined():
         script.hear(forged_join(number), 10 + number, T + 100)
     assert len(script.session.transport.clients.pending) == 3
     assert script.session.dropped["too_many_joins"] == 2
+
+
+def test_client_that_was_not_confirmed_yet_joins_again_at_the_cost_of_the_budget():
+    script = ServerWire(joins_per_second=0.0, join_burst=2)
+    for _ in range(3):
+        script.hear(forged_join(1), 11, T)
+    assert script.session.dropped["too_many_joins"] == 1
 
 
 def test_a_confirmed_client_may_join_again_during_a_flood():
