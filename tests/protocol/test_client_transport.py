@@ -1090,10 +1090,11 @@ def test_repairs_that_follow_each_other_in_the_middle_of_a_batch_are_one_event(c
     assert arrived(client) == [(1, 5, 3, 69), (4, 9, 1, 23)]
 
 
-def test_repairs_of_another_content_are_dropped_alone(client):
+@pytest.mark.parametrize("block", [0, 100_001])
+def test_repairs_of_another_content_are_dropped_alone(client, block):
     client.odata(T, 9, 30)
     client.events()
-    dropped = client.odata(T, (10, 10), (11, 100_001), (12, 12), trail=9, rdata=True)
+    dropped = client.odata(T, (10, 10), (11, block), (12, 12), trail=9, rdata=True)
     assert dropped == [(DropReason.FIELD, 1)]
     assert arrived(client) == [(0, 10, 1, 23), (2, 12, 1, 23)]
     assert 11 in client.data.missing

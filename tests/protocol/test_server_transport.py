@@ -576,6 +576,15 @@ def test_pending_client_that_leaves_was_never_there(server):
     assert server.sent() == []
 
 
+def test_another_client_that_leaves_does_not_end_the_masters_reign(server):
+    (master, other, third), now = server.data_state(1, 2, 3)
+    server.clients.active[third].rtt = 5.0  # who would succeed, if there were anything to succeed to
+    server.sent()
+    server.receive(Leave(other, LeaveReason.COMPLETE), server.where[other], now)
+    assert server.data.master_client_id == master
+    assert server.sent(Spm) == []
+
+
 def test_master_that_leaves_is_replaced_at_once_by_who_has_answered(server):
     (master, other), now = server.data_state(1, 2)
     server.sent()
