@@ -29,7 +29,7 @@ unit: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/deploy-image demo
 
-# Ten million inputs to each target take most of a day on one core; FUZZ='-max_total_time=600' bounds it.
+# Ten million inputs to each target take a day or more on one core; FUZZ='-max_total_time=600' bounds it.
 FUZZ ?= -runs=10000000
 fuzz: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
