@@ -82,6 +82,17 @@ def test_bytes_in_any_time_stay_within_the_stated_bounds(rate, batches, burst):
             assert total <= 1.125 * rate * (span + burst) * 1.000001 + largest
 
 
+def test_arrears_are_made_good_at_an_eighth_above_the_rate():
+    pacer = Pacer(1000.0)
+    pacer.spend(100, 0.0)
+    late = pacer.ready_at(0.0) + 0.04
+    pacer.spend(100, late)
+    first = pacer.ready_at(late)
+    pacer.spend(100, first)
+    assert pacer.ready_at(first) - first == pytest.approx(0.1 / 1.125)
+    assert first - late == pytest.approx(0.1 / 1.125 - 0.002)
+
+
 def test_long_pause_earns_no_more_than_one_burst():
     pacer = Pacer(1e6, 0.002)
     pacer.spend(1000, 0.0)

@@ -209,6 +209,21 @@ async def test_a_repair_of_a_block_that_has_not_been_sent_from_its_chunk_is_read
         assert [bytes(view) for view in found.buffer.payload[:2]] == [data[3000:4000], data[4000:5000]]
 
 
+async def test_one_round_after_another_lives_on_the_same_buffers():
+    async with Reader(image(4_000_000), 1000) as reader:
+        buffers = []
+        for number in range(1, 12):
+            while True:
+                chunk = await reader.head(number, [(1, 4000)])
+                chunk.sent = chunk.count
+                buffers.append(chunk.buffer)  # kept, so that no two have the same id
+                if chunk.first_block + chunk.count > 4000:
+                    break
+            if number == 3:
+                known = len({id(buffer) for buffer in buffers})
+        assert len({id(buffer) for buffer in buffers}) == known
+
+
 async def test_a_new_plan_takes_the_place_of_the_old_one():
     async with Reader(image(8_000_000), 1000) as reader:
         reader.ahead.follow(1, [(1, 8000)])

@@ -114,6 +114,8 @@ class ReadAhead:
             self._plan_number = plan_number
             self._cursor = self._pieces(remaining)
             self.head()  # makes room: what was read for the old plan is of no use
+            # A round ends when nobody can ask for its packets any more (MS-WDSMT 3.1.6.7).
+            self._forget(0)
         while len(self._chunks) < _DEPTH:
             piece = next(self._cursor, None)
             if piece is None:
@@ -162,7 +164,11 @@ class ReadAhead:
         """Keep what was sent for repairs; the newest always, since its last batch may still be leaving."""
         self._sent.append(chunk)
         self._sent_bytes += chunk.buffer.nbytes
-        while self._sent_bytes > _REMEMBERED_BYTES and len(self._sent) > 1:
+        self._forget(_REMEMBERED_BYTES)
+
+    def _forget(self, most: int) -> None:
+        """Give back the oldest buffers beyond `most` bytes, but never the newest."""
+        while self._sent_bytes > most and len(self._sent) > 1:
             oldest = self._sent.popleft()
             self._sent_bytes -= oldest.buffer.nbytes
             self._spare.setdefault((oldest.buffer.block_len, True), []).append(oldest.buffer)
