@@ -489,7 +489,8 @@ def client_session(data: bytes) -> None:
         for event in session.take_events():
             if isinstance(event, BlocksArrived):
                 outstanding.append(event)
-                blocks = set(range(event.first_block, event.first_block + event.count))
+                blocks = {run.first_block + place for run in event.runs for place in range(run.rows)}
+                assert len(blocks) == event.count, "a block handed over twice"
                 assert not blocks & arrived, "a block handed over twice"
                 assert min(blocks) >= 1
                 assert max(blocks) <= BLOCKS

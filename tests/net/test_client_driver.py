@@ -54,11 +54,12 @@ class Shelf:
         self.ids = []
 
     def arrived(self, event):
-        for place in range(event.count):
-            datagram = event.batch.datagram(event.first_row + place)
-            payload = datagram[event.data_offset : event.data_offset + event.block_len]
-            assert event.first_block + place not in self.blocks
-            self.blocks[event.first_block + place] = bytes(payload)
+        for row, count, block in event.runs:
+            for place in range(count):
+                datagram = event.batch.datagram(row + place)
+                payload = datagram[event.data_offset : event.data_offset + event.block_len]
+                assert block + place not in self.blocks
+                self.blocks[block + place] = bytes(payload)
         self.waiting.append(event)
 
     def collect(self):

@@ -11,7 +11,7 @@ from wdstransport.errors import StorageError
 from wdstransport.net import writing
 from wdstransport.net.slabs import SlabPool
 from wdstransport.net.writing import BlockWriter
-from wdstransport.protocol.events import BlocksArrived
+from wdstransport.protocol.events import BlockRun, BlocksArrived
 from wdstransport.wire.batch import Batch
 
 SOURCE = ("127.0.0.1", 5000)
@@ -67,9 +67,8 @@ class Writing:
             buffer[:] = joined
         event = BlocksArrived(
             batch=Batch(buffer, SEGMENT, SOURCE, owner),
-            first_row=rows_before,
+            runs=[BlockRun(rows_before, count, first)],
             count=count,
-            first_block=first,
             data_offset=HEADER,
             block_len=BLOCK,
             charged=count * BLOCK,

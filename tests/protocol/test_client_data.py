@@ -227,3 +227,53 @@ def test_runs_give_what_packet_by_packet_gives(script):
             assert data.trail == literal.trail
         assert data.end == literal.end
         assert data.loss.rate == pytest.approx(literal.loss, abs=1e-12)
+
+
+@given(
+    st.lists(steps, max_size=8),
+    st.integers(1, 70),
+    st.lists(st.tuples(st.integers(1, 5), st.integers(1, 4)), max_size=5),
+    st.integers(0, 75),
+)
+@settings(STEADY, max_examples=300)
+@example([("run", 1, 3, 0, 1)], 4, [(2, 1), (1, 3)], 3)
+@example([("run", 1, 1, 0, 1), ("spm", 1, 0, 6, 1)], 7, [(1, 1)], 0)
+@example([("run", 1, 1, 0, 1), ("spm", 1, 9, 6, 1)], 8, [], 8)
+def test_new_packets_with_holes_leave_what_each_run_of_them_leaves(script, first, pieces, trail):
+    data, literal = ClientData(), LiteralClient()
+    for kind, *values in script:
+        if kind == "run":
+            start, count, low, master = values
+            run(data, start, start + count - 1, trail=low, master=master)
+            for seq in range(start, start + count):
+                literal.data(seq, trail=low, master=master)
+        else:
+            seq, low, lead, master = values
+            data.on_spm(spm(seq, master=master, trail=low, lead=lead))
+            literal.spm(seq, master=master, trail=low, lead=lead)
+    if not data.new_only(first, trail):
+        assert data.first == 0 or trail > first or first <= max(data.end, literal.hi_loss)
+        return
+    gaps, numbers, at = [], [], first
+    for present, gap in pieces:
+        numbers += range(at, at + present)
+        gaps.append((at + present, at + present + gap - 1))
+        at += present + gap
+    numbers.append(at)
+    data.on_new(first, at, gaps, trail=trail, master=2)
+    for seq in numbers:
+        assert literal.data(seq, trail=trail, master=2)
+    assert list(data.missing) == [tuple(each) for each in literal.ranges]
+    assert data.continuous() == literal.continuous()
+    assert (data.highest, data.lead, data.master, data.trail, data.end) == (
+        literal.hi,
+        literal.lead,
+        literal.master,
+        literal.trail,
+        literal.end,
+    )
+    assert data.loss.rate == pytest.approx(literal.loss, abs=1e-12)
+    later = at + 3
+    data.on_data(later, later, trail=trail, master=2)
+    literal.data(later, trail=trail, master=2)
+    assert data.loss.rate == pytest.approx(literal.loss, abs=1e-12)

@@ -1,10 +1,12 @@
 """What a batch says, against what its packets say one by one."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from protocol_scripts import STEADY, records
 
-from wdstransport.protocol.client_runs import repairs_of, runs_of
+from wdstransport.protocol import client_runs as module
+from wdstransport.protocol.client_runs import repairs_of, runs_of, stretch_of
 
 ME, OTHER = 5, 6
 PACKETS = st.lists(
@@ -52,10 +54,79 @@ def test_repairs_are_told_at_a_glance_under_one_master_and_with_no_trail_above_a
         numbers, blocks = [seq for seq, *_ in packets], [block for _, block, *_ in packets]
         assert (repairs.numbers, repairs.blocks) == (numbers, blocks)
         assert repairs.rows == list(range(len(packets)))
-        assert repairs.wanted == {row for row, (seq, _, _, lead, _) in enumerate(packets) if lead >= seq}
+        assert repairs.wanted == [row for row, (seq, _, _, lead, _) in enumerate(packets) if lead >= seq]
         assert (repairs.trail, repairs.master) == (packets[-1][2], ME if masters == {True} else OTHER)
         assert (repairs.span, repairs.content) == ((min(numbers), max(numbers)), (min(blocks), max(blocks)))
 
 
 def test_odata_is_no_repair():
     assert repairs_of(batch([(1, 1, 0, 0, True)], rdata=False)) is None
+
+
+ORDERED = st.lists(
+    st.tuples(st.integers(1, 3), st.sampled_from([0, 0, 0, 0, 1]), st.integers(0, 1), st.integers(0, 20)),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(ORDERED, st.sampled_from([0, 7]), st.integers(1, 5), st.booleans(), st.booleans())
+@STEADY
+def test_stretch_says_what_the_runs_say_wherever_a_batch_is_in_order(packets, ahead, trail, mine, rdata):
+    rows, seq, shift = [], 0, ahead
+    for step, jump, climb, lead in packets:
+        seq, shift, trail = seq + step, shift + jump, trail + climb
+        rows.append((seq, seq + shift, trail, lead, mine))
+    found = batch(rows, rdata=rdata)
+    stretch = stretch_of(found)
+    assert (stretch is not None) == (len({block - seq for seq, block, *_ in rows}) == 1)
+    if stretch is None:
+        return
+    numbers = [seq for seq, *_ in rows]
+    assert (stretch.first, stretch.last) == (numbers[0], numbers[-1])
+    assert (stretch.ahead, stretch.trail, stretch.master) == (
+        rows[0][1] - numbers[0],
+        rows[-1][2],
+        ME if mine else OTHER,
+    )
+    assert stretch.wanted == [row for row, (seq, _, _, lead, _) in enumerate(rows) if lead >= seq]
+    held = [
+        (first_row + place, first + place)
+        for first_row, count, first in stretch.runs
+        for place in range(count)
+    ]
+    assert held == list(enumerate(numbers))
+    missing = [number for low, high in stretch.gaps for number in range(low, high + 1)]
+    assert sorted(numbers + missing) == list(range(numbers[0], numbers[-1] + 1))
+    assert len(stretch.gaps) == len(stretch.runs) - 1
+
+
+@pytest.mark.parametrize(
+    "packets",
+    [
+        [(0, 1, 0, 0, True)],
+        [(1, 1, 0, 0, True), (1, 1, 0, 0, True)],
+        [(2, 2, 0, 0, True), (1, 1, 0, 0, True)],
+        [(1, 1, 0, 0, True), (3, 3, 0, 0, True), (2, 2, 0, 0, True), (4, 4, 0, 0, True)],
+        [(1, 1, 0, 0, True), (2, 2, 0, 0, False)],
+        [(3, 3, 2, 0, True), (4, 4, 1, 0, True)],
+        [(1, 1, 0, 0, True), (1 + (1 << 32), 1 + (1 << 32), 0, 0, True)],
+    ],
+    ids=["zero", "twice", "back", "swapped", "two masters", "lower trail", "far"],
+)
+def test_batch_out_of_order_is_no_stretch(packets):
+    assert stretch_of(batch(packets, rdata=False)) is None
+
+
+def test_batch_with_very_many_holes_is_no_stretch(monkeypatch):
+    monkeypatch.setattr(module, "_MANY_GAPS", 2)
+    rows = [(seq, seq, 0, 0, True) for seq in (1, 3, 5, 7)]
+    assert stretch_of(batch(rows[:3], rdata=False)) is not None
+    assert stretch_of(batch(rows, rdata=False)) is None
+
+
+def test_row_that_is_left_out_of_a_batch_makes_it_no_stretch():
+    found = batch([(seq, seq, 0, 0, True) for seq in (1, 2, 3)], rdata=False)
+    for name in ("rows", "header", "odata_seq_no", "block_number", "fw_lead"):
+        setattr(found, name, getattr(found, name)[[0, 2]])  # the one between failed its checksum
+    assert stretch_of(found) is None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from protocol_scripts import STEADY, T, ms, snapshot
 from session_scripts import ME, SERVER, SESSION, ClientWire, broken, data_batch, payload_of
 
-from wdstransport.protocol.events import AllReceived, BlocksArrived, Demoted, Departed, Joined, Left
+from wdstransport.protocol.events import AllReceived, BlockRun, BlocksArrived, Demoted, Departed, Joined, Left
 from wdstransport.protocol.timers import ClientTimer
 from wdstransport.wire.application import Data, SrvCir
 from wdstransport.wire.application import encode as encode_application
@@ -53,8 +53,9 @@ def content(event):
     """The blocks of an event, cut out of its batch."""
     batch = event.batch
     return [
-        bytes(batch.datagram(event.first_row + row))[event.data_offset : event.data_offset + event.block_len]
-        for row in range(event.count)
+        bytes(batch.datagram(run.first_row + row))[event.data_offset : event.data_offset + event.block_len]
+        for run in event.runs
+        for row in range(run.rows)
     ]
 
 
@@ -132,7 +133,9 @@ def test_one_bad_checksum_in_a_batch_costs_one_datagram(client, bad, place):
     data[(bad + 1) * segment + place] ^= 0x10
     client.hear(data, T, segment=segment)
     assert client.session.dropped == {"checksum": 1}
-    blocks = [event.first_block + row for event in arrived(client) for row in range(event.count)]
+    blocks = [
+        run.first_block + row for event in arrived(client) for run in event.runs for row in range(run.rows)
+    ]
     assert blocks == [block for block in (1, 2, 3) if block != bad + 1]
 
 
@@ -151,7 +154,7 @@ def test_batch_of_data_is_one_event_whose_bytes_can_be_found(client, op_code):
     data = client.data(1, 21, 5, op_code=op_code)
     client.hear(data, T, segment=len(data) // 5)
     (event,) = arrived(client)
-    assert (event.first_block, event.count, event.first_row, event.block_len) == (21, 5, 0, 10)
+    assert (event.runs, event.count, event.block_len) == ([BlockRun(0, 5, 21)], 5, 10)
     assert content(event) == [payload_of(block, 10) for block in range(21, 26)]
     assert event.charged == 5 * 23
 
@@ -177,8 +180,9 @@ def test_last_block_is_shorter_and_comes_alone_at_the_end_of_a_batch():
     segment = len(data) // 2
     client.hear(data + client.data(3, 3, 1, block_len=5), T, segment=segment)
     first, last = arrived(client)
-    assert (first.first_block, first.count) == (1, 2)
-    assert (last.first_block, last.count, last.block_len, last.charged) == (3, 1, 5, 18)
+    assert first.runs == [BlockRun(0, 2, 1)]
+    ((_, count, block),) = last.runs
+    assert (block, count, last.block_len, last.charged) == (3, 1, 5, 18)
     assert content(last) == [payload_of(3, 5)]
     assert client.session.application.complete
 
@@ -239,7 +243,7 @@ def test_data_with_options_of_others_is_delivered_one_by_one(client):
     for options in ((Option(0x0999, b"new"),), (fw_lead(0), Option(0x0999, b""))):
         client.hear(OData(ME, 1, 1, block, options), T)
     (event,) = arrived(client)
-    assert (event.first_block, content(event)) == (4, [payload_of(4, 10)])
+    assert (event.runs[0].first_block, content(event)) == (4, [payload_of(4, 10)])
     assert [packet.odata_seq_no for _, packet in client.sent(T) if isinstance(packet, Ack)] == [1]
 
 

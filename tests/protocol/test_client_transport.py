@@ -10,7 +10,7 @@ from literal_client import LiteralClient
 from protocol_scripts import NO_LEAD, STEADY, ClientScript, T, ms, records
 
 from wdstransport.protocol.client_transport import ClientState
-from wdstransport.protocol.events import BlocksArrived, Demoted, Departed, Joined, Left
+from wdstransport.protocol.events import BlockRun, BlocksArrived, Demoted, Departed, Joined, Left
 from wdstransport.protocol.parameters import ClientParameters
 from wdstransport.protocol.timers import ClientTimer
 from wdstransport.wire.application import CntCir, ProgressReport, SrvCir, decode, encode
@@ -704,16 +704,17 @@ def test_ncf_changes_nothing(client):
 
 def arrived(script):
     return [
-        (event.first_row, event.first_block, event.count, event.charged)
+        (run.first_row, run.first_block, run.rows, run.rows * event.charged // event.count)
         for event in script.events()
         if isinstance(event, BlocksArrived)
+        for run in event.runs
     ]
 
 
 def test_consecutive_blocks_of_a_batch_are_one_event(client):
     client.odata(T, (1, 11), (2, 12), (3, 13))
     (event,) = client.events()
-    assert (event.first_row, event.count, event.first_block) == (0, 3, 11)
+    assert (event.runs, event.count) == ([BlockRun(0, 3, 11)], 3)
     assert (event.data_offset, event.block_len, event.charged) == (53, 10, 69)
 
 
@@ -1151,3 +1152,74 @@ def test_last_ack_of_a_batch_says_all_that_was_reached(client):
     client.sent()
     client.odata(T, 3, 4, 5, 6, master=ME, rdata=True)
     assert client.sent(Ack)[-1].odata_seq_no == 6
+
+
+# ---------------------------------------------------------------------- batches with holes, at a glance
+
+
+def test_batch_with_holes_is_one_event_and_one_list_of_what_is_missing(client):
+    client.odata(T, (1, 11), (2, 12), (4, 14), (7, 17), master=OTHER)
+    (event,) = client.events()
+    assert event.runs == [BlockRun(0, 2, 11), BlockRun(2, 1, 14), BlockRun(3, 1, 17)]
+    assert (event.count, event.charged, client.transport.cache_used) == (4, 92, 92)
+    client.odata(T, (9, 19), (12, 22), master=OTHER)
+    (event,) = client.events()
+    assert event.runs == [BlockRun(0, 1, 19), BlockRun(1, 1, 22)]
+    assert list(client.data.missing) == [(3, 3), (5, 6), (8, 8), (10, 11)]
+    missing = [block for block in range(11, 23) if block not in client.application.blocks]
+    assert missing == [13, 15, 16, 18, 20, 21]
+
+
+@pytest.mark.parametrize("last", [40, 41])
+def test_batch_that_reaches_beyond_the_content_is_dropped_where_it_does(client, last):
+    client.odata(T, (1, 1), master=OTHER)
+    client.events()
+    first = client.application.total_blocks + last - 42
+    dropped = client.odata(T, (2, first), (4, first + 2), master=OTHER)
+    assert dropped == ([] if last == 40 else [(DropReason.FIELD, 1)])
+    assert [block for _, block, *_ in arrived(client)] == [first, first + 2][: 42 - last]
+
+
+def test_batch_with_holes_of_which_the_cache_takes_a_part_is_refused_from_there():
+    client = ClientScript(max_cache_size=5 * 23).regular()
+    client.odata(T, (1, 1), (2, 2), master=OTHER)
+    client.events()
+    client.odata(T, (3, 3), (5, 5), (6, 6), (8, 8), master=OTHER)
+    (event,) = client.events()
+    assert event.runs == [BlockRun(0, 1, 3), BlockRun(1, 2, 5)]
+    assert (client.transport.cache_used, client.transport.refused) == (115, 1)
+    assert () in [nack.ranges for nack in client.sent(Nack)]
+
+
+def test_batch_with_holes_beyond_the_horizon_is_passed_on_up_to_it(client):
+    client.odata(T, (1, 1), master=OTHER)
+    client.events()
+    client.application.horizon = 5
+    client.odata(T, (2, 2), (5, 5), (7, 7), master=OTHER)
+    (event,) = client.events()
+    assert event.runs == [BlockRun(0, 1, 2), BlockRun(1, 1, 5)]
+
+
+def test_master_acknowledges_packets_of_a_batch_with_holes_up_to_the_first(client):
+    client.transport.on_data(
+        records(
+            [(1, 1), (2, 2), (4, 4), (5, 5)],
+            block_len=10,
+            trails=[1] * 4,
+            masters=[ME] * 4,
+            leads=[NO_LEAD, 0, NO_LEAD, NO_LEAD],
+        ),
+        T,
+    )
+    client.sent()
+    client.transport.on_data(
+        records(
+            [(6, 6), (7, 7), (9, 9)],
+            block_len=10,
+            trails=[3, 4, 4],
+            masters=[ME] * 3,
+            leads=[NO_LEAD, NO_LEAD, NO_LEAD],
+        ),
+        T,
+    )
+    assert [ack.odata_seq_no for ack in client.sent(Ack)] == [6, 7, 7]

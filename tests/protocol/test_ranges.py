@@ -155,6 +155,22 @@ def test_range_set_behaves_like_a_set_of_numbers(steps):
             assert (numbers.first, numbers.last) == (min(model), max(model))
 
 
+@given(
+    st.lists(st.tuples(small, small), max_size=5), st.lists(st.tuples(small, st.integers(0, 5)), max_size=5)
+)
+@STEADY
+def test_ranges_above_all_others_are_appended_as_they_would_be_added(before, distances):
+    numbers, added = RangeSet(before), RangeSet(before)
+    at, more = numbers.last + 1 if numbers else 0, []
+    for distance, length in distances:
+        more.append((at + distance + 1, at + distance + 1 + length))
+        at = more[-1][1] + 1
+    numbers.extend(more)
+    for start, end in more:
+        added.add(start, end)
+    assert numbers == added
+
+
 # ---------------------------------------------------------------------- BlockMap
 
 
@@ -277,3 +293,35 @@ def test_block_map_behaves_like_a_list_of_truth_values(case):
                 missing = runs(block for block in range(1, total + 1) if not model[block])
                 assert list(blocks.missing(limit)) == missing[:limit]
                 assert list(blocks.missing(total)) == missing
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 9)), max_size=4),
+    st.integers(1, 90),
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), max_size=5),
+    st.sampled_from([0, 2, 3, 4096]),
+)
+@settings(STEADY, max_examples=200)
+def test_blocks_with_holes_are_appended_as_they_would_be_added_or_not_at_all(before, first, steps, holes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_HOLES", holes)
+        blocks, model = BlockMap(150), set()
+        for start, count in before:
+            blocks.add(start, count)
+            model |= set(range(start, start + count))
+        absent, at = [], first
+        for present, gap in steps:
+            absent.append((at + present, at + present + gap - 1))
+            at += present + gap
+        done = blocks.append(first, at, absent)
+        if holes == 4096 and first > max(model, default=0):
+            # In order is what `append` is for; only where the last blocks did not come in order it declines.
+            assert done or before
+        if done:
+            model |= set(range(first, at + 1)) - {
+                block for low, high in absent for block in range(low, high + 1)
+            }
+        assert blocks.count == len(model)
+        assert [block for block in range(1, 151) if block in blocks] == sorted(model)
+        assert list(blocks.missing(200)) == runs(sorted(set(range(1, 151)) - model))
+        assert [block for block in range(1, 151) if block in blocks] == sorted(model)

@@ -396,12 +396,13 @@ class Receiver(Driver):
             match event:
                 case BlocksArrived():
                     if self.witness is not None:
-                        self.witness.delivered(event.first_block, event.count)
+                        for run in event.runs:
+                            self.witness.delivered(run.first_block, run.rows)
                     if self.disk is None:
                         self.copy.write(event)
                         self.session.stored(event, now)
                     else:
-                        self.pending[event.first_block] = event
+                        self.pending[event.runs[0].first_block] = event
                         size = event.count * event.block_len
                         self.world.at(self.disk.finished(size), self._stored, event)
                 case AllReceived():
@@ -427,7 +428,7 @@ class Receiver(Driver):
             self.world.after(0.01, self._stored, event)
             return
         self.copy.write(event)
-        del self.pending[event.first_block]
+        del self.pending[event.runs[0].first_block]
         self.session.stored(event, self.now())
         self.pump()
 

@@ -34,14 +34,17 @@ class Image:
     def matches(self, event: BlocksArrived) -> bool:
         """Whether the bytes that came are those of the blocks they came as."""
         batch = event.batch
-        rows = np.ndarray(
-            (event.count, event.block_len),
-            np.uint8,
-            batch.buffer,
-            event.first_row * batch.segment + event.data_offset,
-            (batch.segment, 1),
-        )
-        return np.array_equal(rows, self.blocks(event.first_block, event.count))
+        for first_row, count, first_block in event.runs:
+            rows = np.ndarray(
+                (count, event.block_len),
+                np.uint8,
+                batch.buffer,
+                first_row * batch.segment + event.data_offset,
+                (batch.segment, 1),
+            )
+            if not np.array_equal(rows, self.blocks(first_block, count)):
+                return False
+        return sum(run.rows for run in event.runs) == event.count
 
 
 class Copy:
@@ -59,21 +62,21 @@ class Copy:
 
     def write(self, event: BlocksArrived) -> None:
         """Store the blocks of an event; fail on a wrong byte, a wrong length or a second write."""
-        first, count = event.first_block, event.count
-        last = first + count - 1
-        if not 1 <= first <= last <= self.image.total_blocks:
-            self._world.fail(f"{self._who} got blocks {first} to {last} of {self.image.total_blocks}")
-        if event.block_len != self.image.length_of(last) or (
-            count > 1 and event.block_len != self.image.block_size
-        ):
-            self._world.fail(f"{self._who} got block {last} with {event.block_len} bytes")
+        for _, count, first in event.runs:
+            last = first + count - 1
+            if not 1 <= first <= last <= self.image.total_blocks:
+                self._world.fail(f"{self._who} got blocks {first} to {last} of {self.image.total_blocks}")
+            if event.block_len != self.image.length_of(last) or (
+                count > 1 and event.block_len != self.image.block_size
+            ):
+                self._world.fail(f"{self._who} got block {last} with {event.block_len} bytes")
+            written = self.writes[first - 1 : last]
+            if written.any():
+                self._world.fail(f"{self._who} was told to write blocks {first} to {last} twice")
+            written[:] = 1
+            self.stored += count
         if not self.image.matches(event):
-            self._world.fail(f"{self._who} got wrong bytes in blocks {first} to {last}")
-        written = self.writes[first - 1 : last]
-        if written.any():
-            self._world.fail(f"{self._who} was told to write blocks {first} to {last} twice")
-        written[:] = 1
-        self.stored += count
+            self._world.fail(f"{self._who} got wrong bytes in {event.runs}")
 
     def have(self) -> list[tuple[int, int]]:
         """What is there, as inclusive ranges: what a restarted receiver need not ask for."""

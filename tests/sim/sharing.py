@@ -18,7 +18,7 @@ from image import Image
 from network import Remnant
 
 from wdstransport.protocol import client_session, client_transport
-from wdstransport.protocol.client_runs import repairs_of, runs_of
+from wdstransport.protocol.client_runs import repairs_of, runs_of, stretch_of
 from wdstransport.protocol.events import BlocksArrived
 from wdstransport.wire.answers import decode_answer
 from wdstransport.wire.batch import Batch, DataRecords, parse_data
@@ -73,6 +73,7 @@ class _Shared:
     def __init__(self) -> None:
         self._batches, self._packets, self._answers = _Recent(), _Recent(), _Recent()
         self._runs, self._repairs, self._matches = _Recent(), _Recent(), _Recent()
+        self._stretches = _Recent()
         self._compare = Image.matches
 
     def parse(self, batch: Batch, *, session_id: int, security: Any) -> Any:
@@ -125,6 +126,14 @@ class _Shared:
             result = self._runs.put((id(records),), records, runs_of(records))
         return result
 
+    def stretch(self, records: DataRecords) -> Any:
+        if isinstance(records.batch, Remnant):
+            return stretch_of(records)
+        result = self._stretches.get((id(records),))
+        if result is _MISSING:
+            result = self._stretches.put((id(records),), records, stretch_of(records))
+        return result
+
     def repairs(self, records: DataRecords) -> Any:
         if isinstance(records.batch, Remnant):
             return repairs_of(records)
@@ -136,7 +145,7 @@ class _Shared:
     def matches(self, image: Image, event: BlocksArrived) -> bool:
         if isinstance(event.batch, Remnant):
             return self._compare(image, event)
-        place = (event.first_row, event.count, event.first_block, event.block_len, event.data_offset)
+        place = (tuple(event.runs), event.block_len, event.data_offset)
         key = (id(image), id(event.batch), *place)
         result = self._matches.get(key)
         if result is _MISSING:
@@ -155,6 +164,7 @@ def shared_decoding() -> Iterator[None]:
             (client_session, "decode_answer", shared.answer),
             (client_transport, "runs_of", shared.runs),
             (client_transport, "repairs_of", shared.repairs),
+            (client_transport, "stretch_of", shared.stretch),
             (Image, "matches", lambda image, event: shared.matches(image, event)),
         ):
             stack.enter_context(patch.object(where, name, stand_in))

@@ -85,11 +85,12 @@ class CallbackThread(threading.Thread):
             return
         buffers, outstanding = session.runtime.buffers, session.outstanding
         whole, loan = loans.lend(batch)
-        start = event.first_row * batch.segment + event.data_offset
-        offset = (event.first_block - 1) * session.transfer.block_size
-        for _ in range(event.count):
+        places = ((run, place) for run in event.runs for place in range(run.rows))
+        for (first_row, _, first_block), place in places:
             if session.cancel_code is not None:
                 break
+            start = (first_row + place) * batch.segment + event.data_offset
+            offset = (first_block + place - 1) * session.transfer.block_size
             view = whole[start : start + length]
             if loan is None:
                 view = memoryview(bytes(view))
@@ -98,8 +99,6 @@ class CallbackThread(threading.Thread):
             buffer = buffers.lend(view, session.number, offset)
             self._call(session, WDS_TRANSPORTCLIENT_RECEIVE_CONTENTS, view, length, offset)
             buffers.returned(buffer)
-            start += batch.segment
-            offset += length
         buffer = view = None  # type: ignore[assignment]
         whole.release()
         del whole

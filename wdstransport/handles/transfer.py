@@ -290,7 +290,7 @@ class Transfer:
             size += self._credits.popleft()
             blocks += 1
         charged = size + blocks * DATA_HEADER_LEN
-        return [BlocksArrived(_NOWHERE, 0, 1, 0, 0, size, charged)]
+        return [BlocksArrived(_NOWHERE, (), 1, 0, size, charged)]
 
     def _all_delivered(self) -> bool:
         # A cancelled session throws the rest away, which is no reason to leave as complete.

@@ -46,7 +46,8 @@ _NAP_SHARE = 16
 check, one write and one ACK serve several merged runs, as a network card's interrupt moderation does for
 packets. It sleeps up to eight where less than `_NAP_WORTH` bytes come in one. A nap needs a turn that brought
 `_NAP_BYTES` at least, so that nobody's round trip at the start is longer for it, and one that brought no more
-than a `_NAP_SHARE`th of the receive buffer, so that what comes meanwhile has room."""
+than a `_NAP_SHARE`th of the receive buffer, so that what comes meanwhile has room. A timer that is due
+meanwhile waits for the nap's end: those of the documents are random, or count in tenths of seconds."""
 
 
 class Consumer(Protocol):
@@ -236,7 +237,7 @@ class ClientDriver:
         if not self._full:
             if _NAP_BYTES <= brought <= self.sockets.group.rcvbuf // _NAP_SHARE:
                 self._nap = min(_LONGEST_NAP, max(_NAP, self._nap * _NAP_WORTH / brought))
-                await self._waiter.pause(min(deadline, now + self._nap))
+                await self._waiter.pause(now + self._nap)
             else:
                 self._nap = _NAP
                 await self._waiter.wait(deadline)
@@ -326,7 +327,8 @@ class ClientDriver:
             match event:
                 case BlocksArrived():
                     self.received += event.count * event.block_len
-                    self._reached = max(self._reached, event.first_block + event.count - 1)
+                    for run in event.runs:
+                        self._reached = max(self._reached, run.first_block + run.rows - 1)
                     if event.batch.owner is not None:
                         event.batch.owner.hold()
                     self._consumer.arrived(event)

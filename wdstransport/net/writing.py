@@ -58,9 +58,12 @@ class BlockWriter:
         return done
 
     def _payload(self, event: BlocksArrived) -> list[memoryview]:
-        """The views of a batch's blocks. Batches come back to the same places in memory again and again."""
+        """The views of a batch's blocks, from its first row to the last that is needed.
+
+        Batches come back to the same places in memory again and again.
+        """
         batch = event.batch
-        last_row = event.first_row + event.count
+        last_row = max([run.first_row + run.rows for run in event.runs])
         address = np.frombuffer(batch.buffer, np.uint8).__array_interface__["data"][0]
         key = (address, batch.segment, event.data_offset, event.block_len)
         views = self._views.get(key)
@@ -77,20 +80,23 @@ class BlockWriter:
                     self._views_kept = 0
                 self._views[key] = views
                 self._views_kept += len(fresh)
-        return views[event.first_row : last_row]
+        return views
 
     def _write(self, turns: list[list[BlocksArrived]]) -> list[BlocksArrived]:
         """In the worker thread: neighbours become one write."""
         events = list(chain.from_iterable(turns))
-        pending: list[list[memoryview]] = []
+        pending: list[memoryview] = []
         first = following = 0
         for event in events:
-            if pending and event.first_block != following:
-                self._sink.write(list(chain.from_iterable(pending)), (first - 1) * self._block_size)
-                pending.clear()
-            if not pending:
-                first = event.first_block
-            pending.append(self._payload(event))
-            following = event.first_block + event.count
-        self._sink.write(list(chain.from_iterable(pending)), (first - 1) * self._block_size)
+            views = self._payload(event)
+            for row, count, block in event.runs:
+                if block != following:
+                    if pending:
+                        self._sink.write(pending, (first - 1) * self._block_size)
+                    pending = views[row : row + count]
+                    first = block
+                else:
+                    pending += views[row : row + count]
+                following = block + count
+        self._sink.write(pending, (first - 1) * self._block_size)
         return events

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from wdstransport.protocol.ranges import BlockMap
 from wdstransport.wire import application as wire
@@ -76,6 +76,14 @@ class ClientApplication:
         fresh = self.blocks.add(first, usable)
         self.duplicates += usable - sum(run for _, run in fresh)
         return fresh
+
+    def stretch(self, first: int, last: int, absent: Sequence[tuple[int, int]]) -> bool:
+        """DATA Trigger for blocks `first` to `last` but for the ranges `absent` (3.2.5.1).
+
+        Returns:
+            Whether it was done at once, all being new; if not, nothing has changed and `data` is the way.
+        """
+        return last <= self.horizon and self.blocks.append(first, last, absent)
 
     def news(self, blocks: list[int]) -> list[int]:
         """Places in the list of blocks that came and are not here yet; the others count as duplicates."""

@@ -7,6 +7,8 @@ against a literal transcription.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from wdstransport.protocol.loss import LossFilter
 from wdstransport.protocol.ranges import RangeSet
 from wdstransport.wire.transport import Spm
@@ -134,6 +136,43 @@ class ClientData:
         self.missing.remove(first, last)
         return ignored
 
+    def new_only(self, first: int, trail: int) -> bool:
+        """Whether sequence numbers from `first` are newer than all that this client has heard of.
+
+        Then what comes is an arrival, and what is missing between is a loss and a hole, in one pass. A Trail
+        above `first` is left to `on_data`, packet by packet.
+        """
+        return self.first > 0 and self.end < first and self._highest_loss < first and trail <= first
+
+    def on_new(
+        self, first: int, last: int, gaps: Sequence[tuple[int, int]], *, trail: int, master: int
+    ) -> None:
+        """Packets for which `new_only` holds have come in order: `first` to `last` but for the `gaps`.
+
+        Args:
+            first: the lowest sequence number that came.
+            last: the highest.
+            gaps: inclusive ranges between them that did not, ascending.
+            trail: TrailODATASeqNo of the last packet, no lower than that of any other.
+            master: ClientId of all.
+        """
+        self.received_any = True
+        self.master = master
+        self.lead = max(self.lead, last)
+        self.highest = max(self.highest, last)
+        self.loss.lost(first - 1 - self._highest_loss)
+        self._highest_loss = last
+        self._update_start(trail)
+        self._update_end(first - 1)
+        at = first
+        for start, end in gaps:
+            self.loss.arrived(start - at)
+            self.loss.lost(end - start + 1)
+            at = end + 1
+        self.loss.arrived(last - at + 1)
+        self.missing.extend(gaps)
+        self.end = last
+
     def repairs_only(self, lowest: int, highest: int) -> bool:
         """Whether sequence numbers from `lowest` to `highest` lie where losses are counted already.
 
@@ -148,12 +187,8 @@ class ClientData:
         self.missing.remove_each(numbers)
 
     def head_of_repairs(self, count: int, *, trail: int, master: int) -> None:
-        """What of `on_repairs` does not name single packets; `on_repair` is to follow for each."""
+        """What of `on_repairs` does not name single packets; the caller fills the holes."""
         self.received_any = True
         self.master = master
         self.loss.arrived(count)
         self._update_start(trail)
-
-    def on_repair(self, seq: int) -> None:
-        """One packet of such a batch has come."""
-        self.missing.remove(seq, seq)

@@ -11,8 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from wdstransport.wire.batch import DataRecords
+from wdstransport.wire.transport import OpCode
 
-__all__ = ["Repairs", "Run", "repairs_of", "runs_of"]
+__all__ = ["Repairs", "Run", "Stretch", "repairs_of", "runs_of", "stretch_of"]
+
+
+_RDATA = bytes([OpCode.RDATA])
 
 
 class Run(NamedTuple):
@@ -39,7 +43,7 @@ class Repairs(NamedTuple):
     numbers: list[int]
     blocks: list[int]
     rows: list[int]
-    wanted: frozenset[int]
+    wanted: list[int]
     trail: int
     master: int
     span: tuple[int, int]
@@ -48,22 +52,103 @@ class Repairs(NamedTuple):
 
 def repairs_of(records: DataRecords) -> Repairs | None:
     """What a batch of RDATA alone says to every client alike; None where it is another batch."""
-    sequences = records.odata_seq_no
-    if not records.retransmitted.all() or (records.trail_odata_seq_no > sequences).any():
+    header, sequences = records.header, records.odata_seq_no
+    count = len(sequences)
+    masters, trails = header["client_id"].tobytes(), header["trail_odata_seq_no"].tobytes()
+    if header["op_code"].tobytes() != _RDATA * count or masters != masters[:4] * count:
         return None
-    masters = records.client_id.tolist()
-    if masters.count(masters[-1]) != len(masters):
-        return None
+    trail = int.from_bytes(trails[-8:], "big")
     numbers, blocks = sequences.tolist(), records.block_number.tolist()
+    if trails != trails[-8:] * count:
+        if (records.trail_odata_seq_no > sequences).any():
+            return None
+    elif trail > min(numbers):
+        return None
     return Repairs(
         numbers,
         blocks,
         records.rows.tolist(),
-        frozenset(np.flatnonzero(records.fw_lead >= sequences).tolist()),
-        int(records.trail_odata_seq_no[-1]),
-        masters[-1],
+        np.flatnonzero(records.fw_lead >= sequences).tolist(),
+        trail,
+        int.from_bytes(masters[:4], "big"),
         (min(numbers), max(numbers)),
         (min(blocks), max(blocks)),
+    )
+
+
+class Stretch(NamedTuple):
+    """A batch as it comes while a round streams in: ascending, with the holes that losses left in it.
+
+    Blocks go up as sequence numbers do, all under one master, and no packet has a lower Trail than the one
+    before; `trail` is the last one's.
+
+    Attributes:
+        first: the lowest sequence number.
+        last: the highest.
+        gaps: inclusive ranges of sequence numbers between the two that are not in the batch.
+        ahead: what a block's number is more than its packet's.
+        runs: (first row, count, first sequence number) of what is between the gaps.
+        wanted: the packets that FW_LEAD does not excuse from an ACK (3.2.5.13), by their places.
+    """
+
+    first: int
+    last: int
+    gaps: list[tuple[int, int]]
+    ahead: int
+    runs: list[tuple[int, int, int]]
+    wanted: list[int]
+    trail: int
+    master: int
+
+
+_MANY_GAPS = 64
+_FAR = 1 << 32
+
+
+def stretch_of(records: DataRecords) -> Stretch | None:
+    """What a batch in order says at a glance; None where `runs_of` has to take it apart."""
+    sequences, rows, header = records.odata_seq_no, records.rows, records.header
+    count = len(sequences)
+    first, last = int(sequences[0]), int(sequences[-1])
+    distance = last - first
+    if not 0 < first <= last or distance >= _FAR or int(rows[-1]) - int(rows[0]) != count - 1:
+        return None
+    ahead = records.block_number - sequences
+    masters, trails = header["client_id"].tobytes(), header["trail_odata_seq_no"].tobytes()
+    if ahead.tobytes() != ahead[:1].tobytes() * count or masters != masters[:4] * count:
+        return None
+    if trails != trails[:8] * count:
+        ascending = records.trail_odata_seq_no
+        if (ascending[1:] < ascending[:-1]).any():
+            return None
+    before: list[int] = []
+    if distance != count - 1:
+        before = np.flatnonzero(np.diff(sequences) != 1).tolist()
+        if len(before) > _MANY_GAPS:
+            return None
+    elif (np.diff(sequences) != 1).any():
+        return None
+    row = int(rows[0])
+    at, start = 0, first
+    gaps: list[tuple[int, int]] = []
+    runs: list[tuple[int, int, int]] = []
+    for place in before:
+        runs.append((row + at, place + 1 - at, start))
+        end = start + place - at
+        at, start = place + 1, int(sequences[place + 1])
+        if start <= end + 1:
+            return None
+        gaps.append((end + 1, start - 1))
+    runs.append((row + at, count - at, start))
+    return Stretch(
+        first,
+        last,
+        gaps,
+        int(records.block_number[0]) - first,
+        runs,
+        np.flatnonzero(records.fw_lead >= sequences).tolist(),
+        int.from_bytes(trails[-8:], "big"),
+        int.from_bytes(masters[:4], "big"),
     )
 
 

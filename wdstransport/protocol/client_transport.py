@@ -7,8 +7,9 @@ from enum import Enum
 
 from wdstransport.protocol.client_application import ClientApplication
 from wdstransport.protocol.client_data import ClientData
-from wdstransport.protocol.client_runs import Run, repairs_of, runs_of
+from wdstransport.protocol.client_runs import Run, repairs_of, runs_of, stretch_of
 from wdstransport.protocol.events import (
+    BlockRun,
     BlocksArrived,
     ClientSessionEvent,
     Demoted,
@@ -34,6 +35,7 @@ from wdstransport.wire.transport import (
     LeaveReason,
     Nack,
     Ncf,
+    OpCode,
     Poll,
     PollAck,
     Qcc,
@@ -45,6 +47,8 @@ from wdstransport.wire.transport import (
 __all__ = ["ClientState", "ClientTransport"]
 
 
+# A plain number: a member of an enum costs a slow look-up in Python 3.11.
+_RDATA = int(OpCode.RDATA)
 _PATIENT_NACKS = 4
 """A server repeats nothing within four round trips (MS-WDSMT 3.1.5.9.6), which are two back-offs: a repair,
 and one more where that is lost, take as many NACKs for the same packet. Only then is silence a sign
@@ -111,6 +115,7 @@ class ClientTransport:
         self._nack_repeats = 0
         self._last_nacked = (0, 0)
         self._weak_until = now
+        self._arrived: list[BlockRun] = []
         self.timers.set(ClientTimer.INACTIVITY, now + parameters.inactivity_timeout)
         self._send_join(now)
 
@@ -288,14 +293,63 @@ class ClientTransport:
             return [(DropReason.STATE, count)]
         self._zero_nack_sent = False
         dropped: list[tuple[DropReason, int]] = []
-        if not self._on_repairs(records):
+        repairs = int(records.header["op_code"][0]) == _RDATA
+        if not (self._on_repairs(records) if repairs else self._on_stretch(records)):
             for run, wanted in runs_of(records):
                 self._on_run(records, run, wanted, dropped)
+        if self._arrived:
+            runs, self._arrived = self._arrived, []
+            blocks = sum([run.rows for run in runs])
+            self.events.append(
+                BlocksArrived(
+                    records.batch,
+                    runs,
+                    blocks,
+                    records.data_offset,
+                    records.block_len,
+                    blocks * records.data_len,
+                )
+            )
         if self.state is ClientState.REGULAR:
             if sum(number for _, number in dropped) < count:
                 self._counted_in(now)
             self._manage_nack(now)
         return dropped
+
+    def _on_stretch(self, records: DataRecords) -> bool:
+        """A batch of new packets in order, with holes or none: all but a few are (3.2.5.13).
+
+        Returns:
+            Whether it was such a batch; if not, nothing has changed.
+        """
+        stretch = stretch_of(records)
+        if stretch is None:
+            return False
+        first, last, gaps, ahead, runs, wanted, trail, master = stretch
+        data, application = self.data, self.application
+        length, size = records.block_len, len(records) * records.data_len
+        if (
+            not data.new_only(first, trail)
+            or self.parameters.max_cache_size - self.cache_used < size
+            or not application.accepts(first + ahead, 1, length)
+            or not application.accepts(last + ahead, 1, length)
+            or not application.stretch(
+                first + ahead, last + ahead, [(start + ahead, end + ahead) for start, end in gaps]
+            )
+        ):
+            return False
+        before = data.continuous()
+        data.on_new(first, last, gaps, trail=trail, master=master)
+        if master == self.client_id:
+            reached = data.continuous()
+            for row in wanted:
+                # Continuous as of this packet: earlier gaps hold it back, later packets do not count.
+                number = int(records.odata_seq_no[row])
+                upto = reached if number == last else max(before, min(number, reached))
+                self._acknowledge(upto, int(records.header["sender_time"][row]))
+        self.cache_used += size
+        self._arrived = [BlockRun(row, count, number + ahead) for row, count, number in runs]
+        return True
 
     def _on_repairs(self, records: DataRecords) -> bool:
         """A batch of RDATA alone, each a repair that somebody asked for: most are not for this client.
@@ -318,10 +372,13 @@ class ClientTransport:
             data.on_repairs(numbers, trail=repairs.trail, master=repairs.master)
         else:
             data.head_of_repairs(len(numbers), trail=repairs.trail, master=repairs.master)
-            for row, number in enumerate(numbers):
-                data.on_repair(number)
-                if row in repairs.wanted:
-                    self._acknowledge(data.continuous(), int(records.header[row]["sender_time"]))
+            sent = records.header["sender_time"].tolist()
+            at = 0
+            for row in repairs.wanted:
+                data.missing.remove_each(numbers[at : row + 1])
+                at = row + 1
+                self._acknowledge(data.continuous(), sent[row])
+            data.missing.remove_each(numbers[at:])
         fresh: list[list[int]] = []  # runs as [first, one behind the last, block]
         for row in application.news(blocks):
             last = fresh[-1] if fresh else [0, -1, 0]
@@ -376,19 +433,10 @@ class ClientTransport:
             if not taken:
                 return
         # Duplicates are credited at once by never being charged (deviation 10).
+        row = int(records.rows[start]) - first_block
         for block, count in self.application.data(first_block, taken):
             self.cache_used += count * size
-            self.events.append(
-                BlocksArrived(
-                    batch=records.batch,
-                    first_row=int(records.rows[start]) + block - first_block,
-                    count=count,
-                    first_block=block,
-                    data_offset=records.data_offset,
-                    block_len=records.block_len,
-                    charged=count * size,
-                )
-            )
+            self._arrived.append(BlockRun(row + block, count, block))
 
     def cache_done(self, size: int) -> None:
         """Cache Done Trigger (3.2.5.18): `size` bytes are at their place."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from wdstransport.protocol.clients import ClientRecord
 from wdstransport.wire.batch import Batch
@@ -11,6 +13,7 @@ from wdstransport.wire.transport import KickReason
 
 __all__ = [
     "AllReceived",
+    "BlockRun",
     "BlocksArrived",
     "ClientActive",
     "ClientGone",
@@ -75,24 +78,36 @@ class Joined:
     client_id: int
 
 
+class BlockRun(NamedTuple):
+    """Consecutive blocks, each in the row after the last.
+
+    Attributes:
+        first_row: the datagram of a batch with the first of them.
+        rows: how many.
+        first_block: its block number, from 1.
+    """
+
+    first_row: int
+    rows: int
+    first_block: int
+
+
 @dataclass(frozen=True, slots=True)
 class BlocksArrived:
-    """Consecutive blocks that were missing have come, in one batch, each in the row after the last.
+    """Blocks that were missing have come, in one batch.
 
     Attributes:
         batch: where they lie.
-        first_row: the datagram with the first of them.
-        count: how many.
-        first_block: its block number, from 1.
+        runs: which they are and where; no block twice.
+        count: how many blocks.
         data_offset: bytes from a datagram's first to its block's first.
         block_len: bytes in each block.
         charged: bytes to give back with `stored` once they are at their place (MS-WDSMT 3.2.5.18).
     """
 
     batch: Batch
-    first_row: int
+    runs: Sequence[BlockRun]
     count: int
-    first_block: int
     data_offset: int
     block_len: int
     charged: int

@@ -7,7 +7,7 @@ MissingBlocksBitmap of MS-WDSMA 3.2.1: one bit a block, whatever the image's siz
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -90,6 +90,11 @@ class RangeSet:
             end = max(end, self._ends[high - 1])
         self._starts[low:high] = [start]
         self._ends[low:high] = [end]
+
+    def extend(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Put ranges in that are ascending, not adjacent and above everything in the set, nor next to it."""
+        self._starts.extend([start for start, _ in ranges])
+        self._ends.extend([end for _, end in ranges])
 
     def remove(self, start: int, end: int) -> None:
         """Take `start` to `end`, both included, out of the set."""
@@ -198,6 +203,32 @@ class BlockMap:
             # The next run can grow from here.
             self._start = self._end = self._last = place + count
         return fresh
+
+    def append(self, first: int, last: int, absent: Sequence[tuple[int, int]]) -> bool:
+        """Mark blocks `first` to `last` as there, but for the ranges `absent`, if that can be done quickly.
+
+        Args:
+            first: a block that is there.
+            last: another.
+            absent: inclusive ranges between the two, ascending, that do not touch.
+
+        Returns:
+            Whether it was done; if not, nothing has changed, and `add` is the way.
+        """
+        place = first - 1
+        if self._end != self._last or place < self._end or len(self._holes) + len(absent) >= _HOLES:
+            return False
+        if self._start == self._end:
+            self._start = place
+        elif place > self._end:
+            self._holes.add(self._end, place - 1)
+        self._end = self._last = last
+        self.count += last - place
+        if absent:
+            holes = [(start - 1, end - 1) for start, end in absent]
+            self._holes.extend(holes)
+            self.count -= sum([end - start + 1 for start, end in holes])
+        return True
 
     def _fill_holes(self, low: int, high: int) -> list[tuple[int, int]]:
         fresh = [(start + 1, end - start + 1) for start, end in self._holes.within(low, high)]

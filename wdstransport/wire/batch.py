@@ -90,11 +90,13 @@ class DataLayout:
 
     Attributes:
         security_len: bytes of SecurityData (MS-WDSMT 2.2.2).
+        op_code: offset of OpCode.
         header: the record from the identifier to the block's first byte.
         data: offset of the block's first byte.
     """
 
     security_len: int
+    op_code: int
     header: np.dtype[np.void]
     data: int
 
@@ -120,7 +122,7 @@ class DataLayout:
             ("block_len", ">u2"),
         ]
         header = np.dtype(fields)
-        return DataLayout(security_len, header, header.itemsize)
+        return DataLayout(security_len, 5 + security_len + 4, header, header.itemsize)
 
 
 # The extended options of a data datagram, after the block: none, or FW_LEAD alone (2.2.16).
@@ -244,8 +246,9 @@ def parse_data(
     options = _records(_FW_LEAD, batch.buffer, options_at, count, segment) if room == 14 else None
     rows = _ROWS[:count] if count <= _STEPS else np.arange(count, dtype=np.intp)
     matrix = np.ndarray((count, segment), np.uint8, batch.buffer)
-    columns, usual = _template(layout.security_len, int(security.mode), session_id, data_len, room)
-    if room == 0 or matrix[:, columns].tobytes() != usual * count:
+    op_code = batch.buffer[layout.op_code]
+    usual = _template(layout.security_len, int(security.mode), session_id, op_code, data_len, room)
+    if usual is None or matrix.take(usual[0], axis=1).tobytes() != usual[1] * count:
         good = _good(header, batch, session_id, security, data_len, room)
         if not good.all():
             rows = np.flatnonzero(good)
@@ -281,9 +284,11 @@ def parse_data(
 
 @lru_cache(maxsize=64)
 def _template(
-    security_len: int, mode: int, session_id: int, data_len: int, room: int
-) -> tuple[npt.NDArray[np.intp], bytes]:
-    """The bytes that all ODATA of a session share: at which offsets they lie, and what they are."""
+    security_len: int, mode: int, session_id: int, op_code: int, data_len: int, room: int
+) -> tuple[npt.NDArray[np.intp], bytes] | None:
+    """The bytes that all ODATA or RDATA of a session share: at which offsets they lie, and what they are."""
+    if op_code != _RDATA and (op_code != _ODATA or room == 0):
+        return None
     layout = DataLayout.of(security_len)
     length = layout.data + data_len - 13 + room
     header = np.zeros(1, layout.header)
@@ -291,7 +296,7 @@ def _template(
     header["security_type"] = mode
     header["security_len"] = security_len
     header["session_id"] = session_id
-    header["op_code"] = _ODATA
+    header["op_code"] = op_code
     header["data_len"] = header["packet_size"] = data_len
     header["ma_op_code"] = _SRV_DATA
     header["block_len"] = data_len - 13
