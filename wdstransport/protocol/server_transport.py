@@ -248,10 +248,9 @@ class ServerTransport:
         if packet.app_data and not self.application.status(record, packet.app_data, now):
             return DropReason.FIELD
         self._update(record, packet, now)
-        if packet.qcc_seq_no:
-            record.qcr_received = True
-            if record.client_id in self.clients.active:
-                self.data.on_report(record, now)
+        record.qcr_received = True  # whatever it answers: 3.1.5.8 makes no difference
+        if packet.qcc_seq_no and record.client_id in self.clients.active:
+            self.data.on_report(record, now)
         return None
 
     def _update(self, record: ClientRecord, packet: Qcr, now: float) -> None:
