@@ -423,6 +423,24 @@ def test_wait_starts_small_again_with_every_entry(server):
     assert server.sent(Qcc)[0][0].qcr_back_off == 1
 
 
+def test_wait_starts_small_again_for_the_first_client_after_nobody(server):
+    (client,), now = server.data_state(1)
+    server.receive(Leave(client, LeaveReason.COMPLETE), server.where[client], now)
+    server.sent()
+    assert [back_off for back_off, _ in waits(server, 11)][-1] == 500
+    now = server.timers.get(ServerTimer.IN_STATE_QCC) - 0.010
+    server.activate(2, now)
+    assert [back_off for back_off, _ in waits(server, 2)] == [1, 2]
+
+
+def test_wait_goes_on_growing_when_another_client_comes(server):
+    server.activate(1, T)
+    server.sent()
+    waits(server, 4)
+    server.activate(2, server.timers.get(ServerTimer.IN_STATE_QCC))
+    assert [back_off for back_off, _ in waits(server, 2)] == [32, 64]
+
+
 def test_qcc_numbers_count_upwards_without_gaps(server):
     server.activate(1, T)
     seqs = [packet.qcc_seq_no for packet, _ in server.sent(Qcc)]

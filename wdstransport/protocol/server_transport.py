@@ -240,6 +240,8 @@ class ServerTransport:
             self.events.append(ClientActive(record))
             if self.state is ServerState.PRE_START:
                 self.enter_qcc(now)  # PreStart ends with the QCR, not with the JOIN (deviation 37)
+            elif len(self.clients.active) == 1:
+                self._wait_time = 0.0  # it grew while nobody was there; a client is asked briefly (3.1.5.7.3)
             self.application.clients_changed(now)
             return None
         if packet.qcc_seq_no not in (0, self._next_qcc_seq_no - 1):
