@@ -231,7 +231,7 @@ class ServerDriver:
         return True
 
     def _batch_limit(self, segment: int) -> int:
-        """Datagrams under one ACK: up to four calls' worth, an eighth of the window, a burst of the rate."""
+        """Datagrams under one ACK: up to eight calls' worth, an eighth of the window, a burst of the rate."""
         call = min(44, 65_507 // segment)
         limit = max(1, self.session.window // 8)
         if limit > call:

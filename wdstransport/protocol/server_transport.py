@@ -124,6 +124,8 @@ class ServerTransport:
     ) -> DropReason | None:
         """Process a packet that passed validation (3.1.5.1).
 
+        Only what is accepted resets the Inactivity Timer (deviation 60).
+
         Returns:
             Why it was not accepted, or None when it was.
         """
@@ -147,7 +149,7 @@ class ServerTransport:
         return reason
 
     def _from_member(self, client_id: int, source: Address) -> DropReason | None:
-        """A packet counts only from the address and port that joined as its ClientId."""
+        """A packet counts only from the address and port that joined as its ClientId (deviation 63)."""
         record = self.clients.speaking(client_id, source)
         return None if record is not None and client_id in self.clients.active else DropReason.UNKNOWN_CLIENT
 
@@ -269,7 +271,7 @@ class ServerTransport:
 
     @staticmethod
     def round_trip(server_time: int, now: float) -> float | None:
-        """Seconds since a SenderTime of ours; None for 0 (deviation 20) or a time that cannot be ours."""
+        """Seconds since a SenderTime of ours; None for 0 or a time that cannot be ours (deviation 20)."""
         if not server_time:
             return None
         rtt = (int(now * 1000) - server_time) / 1000
