@@ -15,10 +15,14 @@ from wdstransport.content.sources import MemorySource
 from wdstransport.errors import SourceChangedError
 from wdstransport.net.interfaces import find_interface
 from wdstransport.net.multicast import open_server_socket
+from wdstransport.net.reading import RepairSet
 from wdstransport.net.server_driver import ServerDriver
 from wdstransport.protocol.events import ClientActive, ClientGone, Gone, SendingBegan
 from wdstransport.protocol.parameters import ServerParameters
 from wdstransport.protocol.server_session import ServerSession
+from wdstransport.wire.application import Data
+from wdstransport.wire.application import decode as decode_application
+from wdstransport.wire.batch import Batch, SlotBuffer
 from wdstransport.wire.initiation import Reply
 from wdstransport.wire.security import SecurityMode, make_security
 from wdstransport.wire.transport import (
@@ -34,6 +38,7 @@ from wdstransport.wire.transport import (
     OData,
     Qcr,
     Spm,
+    decode,
 )
 
 GROUP = "239.192.82.1"
@@ -193,6 +198,32 @@ async def test_repair_has_the_number_that_its_block_was_sent_under(start, nurser
     assert player.data == test.data
     repairs = {(number, block) for kind, number, block in player.sequence if kind == "RDATA"}
     assert repairs == {(3, 8), (4, 9)}
+
+
+@pytest.mark.parametrize(("trail", "numbers"), [(1, [7, 3, 9, 5]), (5, [7, 9, 5]), (9, [9]), (10, [])])
+async def test_repair_that_the_trail_has_passed_since_it_was_read_is_not_sent(start, trail, numbers):
+    driver, sent, back = start().driver, [], []
+    items = [(7, 17), (3, 13), (9, 19), (5, 15)]
+    buffer = SlotBuffer(4, 8, session_id=5, security=driver._security, fw_lead=False)
+    for payload, (_, block) in zip(buffer.payload, items, strict=True):
+        payload[:] = bytes([block]) * 8
+    repair = RepairSet(items, buffer)
+    session, driver.session = driver.session, SimpleNamespace(trail=trail, master_client_id=1)
+    driver._put = lambda datagrams, segment, to: sent.append(Batch(datagrams, segment, HOST))
+    ahead = SimpleNamespace(repairs=lambda: repair, give_back=back.append)
+    assert driver._send_repairs(ahead, 1.0)
+    held, driver._repair, driver.session = driver._repair, None, session
+    del driver._put
+    found = [
+        decode(each, session_id=5, security=driver._security)[1]
+        for batch in sent
+        for each in batch.datagrams()
+    ]
+    assert [(each.odata_seq_no, each.trail_odata_seq_no) for each in found] == [(n, trail) for n in numbers]
+    blocks = [decode_application(each.data) for each in found]
+    assert blocks == [Data(n + 10, bytes([n + 10]) * 8) for n in numbers]
+    assert (held, back) == ((repair, []) if numbers else (None, [repair]))
+    assert driver.repair_bytes == 8 * len(numbers)
 
 
 async def test_repairs_cost_the_rate_what_they_weigh(start, nursery):

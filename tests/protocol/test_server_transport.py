@@ -423,6 +423,24 @@ def test_wait_starts_small_again_with_every_entry(server):
     assert server.sent(Qcc)[0][0].qcr_back_off == 1
 
 
+def test_wait_starts_small_again_for_the_first_client_after_nobody(server):
+    (client,), now = server.data_state(1)
+    server.receive(Leave(client, LeaveReason.COMPLETE), server.where[client], now)
+    server.sent()
+    assert [back_off for back_off, _ in waits(server, 11)][-1] == 500
+    now = server.timers.get(ServerTimer.IN_STATE_QCC) - 0.010
+    server.activate(2, now)
+    assert [back_off for back_off, _ in waits(server, 2)] == [1, 2]
+
+
+def test_wait_goes_on_growing_when_another_client_comes(server):
+    server.activate(1, T)
+    server.sent()
+    waits(server, 4)
+    server.activate(2, server.timers.get(ServerTimer.IN_STATE_QCC))
+    assert [back_off for back_off, _ in waits(server, 2)] == [32, 64]
+
+
 def test_qcc_numbers_count_upwards_without_gaps(server):
     server.activate(1, T)
     seqs = [packet.qcc_seq_no for packet, _ in server.sent(Qcc)]
@@ -462,9 +480,19 @@ def test_answers_to_the_last_qcc_do_not_count_for_the_next(server):
     assert server.transport.state is ServerState.QCC
 
 
-def test_voluntary_qcr_is_not_an_answer_to_the_qcc(server):
-    client = server.activate(1, T)
-    server.qcr(client, T, seq=0, server_time=0)
+@pytest.mark.parametrize("server_time", [0, ms(T)])
+def test_qcr_that_answers_no_qcc_makes_a_master_as_well(server, server_time):
+    client = server.activate(1, T, rtt=0.040)
+    server.sent()
+    server.transport.enter_qcc(T + 1)
+    server.qcr(client, T + 1, seq=0, server_time=server_time)  # voluntary, or the answer to another JOINACK
+    server.transport.handle_timers(server.timers.get(ServerTimer.IN_STATE_QCC))
+    assert server.transport.state is ServerState.DATA
+    assert server.data.master_client_id == client
+
+
+def test_qcr_that_confirms_a_client_does_not_answer_the_qcc(server):
+    server.activate(1, T)
     server.transport.handle_timers(T + 0.001)
     assert server.transport.state is ServerState.QCC
 

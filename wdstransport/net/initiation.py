@@ -29,7 +29,7 @@ _RETRY = 1.0
 
 
 class RequestLimiter:
-    """How often one address may ask; a bounded table, the address quiet for longest out first."""
+    """How often one address may ask (deviation 64); a bounded table, who was quiet for longest out first."""
 
     def __init__(self, per_second: float = 20.0, burst: float = 40.0, addresses: int = 4096) -> None:
         self._per_second = per_second

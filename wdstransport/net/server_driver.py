@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
+import numpy.typing as npt
 import trio
 
 from wdstransport.content.sources import Source
@@ -230,7 +231,7 @@ class ServerDriver:
         return True
 
     def _batch_limit(self, segment: int) -> int:
-        """Datagrams under one ACK: up to four calls' worth, an eighth of the window, a burst of the rate."""
+        """Datagrams under one ACK: up to eight calls' worth, an eighth of the window, a burst of the rate."""
         call = min(44, 65_507 // segment)
         limit = max(1, self.session.window // 8)
         if limit > call:
@@ -276,8 +277,11 @@ class ServerDriver:
         if not self.session.master_client_id:
             ahead.give_back(repair)  # read before the master went: QCC state sends no data
             return True
-        count = len(repair.items)
-        numbers = np.array(repair.items, dtype=np.uint64)
+        numbers = self._still_wanted(repair)
+        count = len(numbers)
+        if not count:
+            ahead.give_back(repair)
+            return True
         datagrams = repair.buffer.fill(
             0,
             count,
@@ -285,7 +289,7 @@ class ServerDriver:
             sender_time=int(now * 1000),
             client_id=self.session.master_client_id,
             odata_seq_no=numbers[:, 0],
-            trail_odata_seq_no=min(self.session.trail, int(numbers[:, 0].min())),
+            trail_odata_seq_no=self.session.trail,
             block_number=numbers[:, 1],
         )
         self._repair = repair
@@ -293,3 +297,17 @@ class ServerDriver:
         self._pacer.spend(len(datagrams) + count * _HEADERS, now)
         self._put(datagrams, repair.buffer.segment, self.group)
         return True
+
+    def _still_wanted(self, repair: RepairSet) -> npt.NDArray[np.uint64]:
+        """Sequence numbers and blocks of a set, its first slots; those that were forgotten meanwhile go.
+
+        While they were read the Data Packet List's head may have moved on (MS-WDSMT 3.1.6.7). What is not in
+        the list is not sent again (3.1.5.9.6): its number would lie below the Trail that it carries.
+        """
+        numbers = np.array(repair.items, dtype=np.uint64)
+        kept = np.flatnonzero(numbers[:, 0] >= self.session.trail)
+        if len(kept) == len(numbers):
+            return numbers
+        for to, place in enumerate(kept.tolist()):
+            repair.buffer.payload[to][:] = repair.buffer.payload[place]
+        return numbers[kept]

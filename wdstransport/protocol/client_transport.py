@@ -131,7 +131,7 @@ class ClientTransport:
 
     def _on_join_ack(self, packet: JoinAck, sender_time: int, now: float) -> DropReason | None:
         """3.2.5.3.2, and 3.2.5.5 when the QCR was lost."""
-        # ClientTime echoes a JOIN of ours; the last one may leave a little after it was queued.
+        # ClientTime echoes a JOIN of ours (deviation 63); the last may leave a little after it was queued.
         oldest = self._oldest_join or 0
         if not oldest <= packet.client_time <= max(self._newest_join, int(now * 1000)):
             return DropReason.NOT_FOR_US
@@ -152,7 +152,7 @@ class ClientTransport:
     # ------------------------------------------------------------------ control packets
 
     def heard(self, now: float) -> None:
-        """A valid packet came from the server: it is alive (3.2.5.1)."""
+        """A packet of the server was accepted: it is alive (3.2.5.1, deviation 60)."""
         self.timers.postpone(ClientTimer.INACTIVITY, now + self.parameters.inactivity_timeout)
 
     def receive(self, packet: TransportPacket, sender_time: int, now: float) -> DropReason | None:
@@ -395,6 +395,7 @@ class ClientTransport:
     ) -> None:
         """One run; `wanted` are the rows in it that FW_LEAD does not excuse from an ACK (3.2.5.13)."""
         start, count, first_seq, first_block, trail, master = run
+        # No packet of a Data Packet List lies below the list's head (deviation 61).
         sound = first_seq >= 1 and (count > 1 or trail <= first_seq)
         if not sound or not self.application.accepts(first_block, count, records.block_len):
             dropped.append((DropReason.FIELD, count))
@@ -503,7 +504,7 @@ class ClientTransport:
     # ------------------------------------------------------------------ leaving
 
     def leave(self, reason: LeaveReason, now: float, after: Departed | Demoted) -> None:
-        """Send LEAVE after a random wait (3.2.5.4.3), then end with `after`."""
+        """Send LEAVE after a random, silent wait (3.2.5.4.3, deviation 62), then end with `after`."""
         if self.state in (ClientState.LEAVING, ClientState.OVER):
             return
         if self.state is ClientState.JOIN:

@@ -160,6 +160,7 @@ class ServerApplication:
             if self._below.active_clients() < parameters.min_clients and now < latest:
                 self._deadline = latest
                 return
+        # POLL waits for the Data state, as the data that follows it would have to (deviation 39).
         if self._below.ready():
             self._gate_open = True
             self._query(now)

@@ -124,6 +124,8 @@ class ServerTransport:
     ) -> DropReason | None:
         """Process a packet that passed validation (3.1.5.1).
 
+        Only what is accepted resets the Inactivity Timer (deviation 60).
+
         Returns:
             Why it was not accepted, or None when it was.
         """
@@ -147,7 +149,7 @@ class ServerTransport:
         return reason
 
     def _from_member(self, client_id: int, source: Address) -> DropReason | None:
-        """A packet counts only from the address and port that joined as its ClientId."""
+        """A packet counts only from the address and port that joined as its ClientId (deviation 63)."""
         record = self.clients.speaking(client_id, source)
         return None if record is not None and client_id in self.clients.active else DropReason.UNKNOWN_CLIENT
 
@@ -240,6 +242,8 @@ class ServerTransport:
             self.events.append(ClientActive(record))
             if self.state is ServerState.PRE_START:
                 self.enter_qcc(now)  # PreStart ends with the QCR, not with the JOIN (deviation 37)
+            elif len(self.clients.active) == 1:
+                self._wait_time = 0.0  # it grew while nobody was there; a client is asked briefly (3.1.5.7.3)
             self.application.clients_changed(now)
             return None
         if packet.qcc_seq_no not in (0, self._next_qcc_seq_no - 1):
@@ -248,10 +252,9 @@ class ServerTransport:
         if packet.app_data and not self.application.status(record, packet.app_data, now):
             return DropReason.FIELD
         self._update(record, packet, now)
-        if packet.qcc_seq_no:
-            record.qcr_received = True
-            if record.client_id in self.clients.active:
-                self.data.on_report(record, now)
+        record.qcr_received = True  # whatever it answers: 3.1.5.8 makes no difference
+        if packet.qcc_seq_no and record.client_id in self.clients.active:
+            self.data.on_report(record, now)
         return None
 
     def _update(self, record: ClientRecord, packet: Qcr, now: float) -> None:
@@ -268,7 +271,7 @@ class ServerTransport:
 
     @staticmethod
     def round_trip(server_time: int, now: float) -> float | None:
-        """Seconds since a SenderTime of ours; None for 0 (deviation 20) or a time that cannot be ours."""
+        """Seconds since a SenderTime of ours; None for 0 or a time that cannot be ours (deviation 20)."""
         if not server_time:
             return None
         rtt = (int(now * 1000) - server_time) / 1000
