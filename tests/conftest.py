@@ -1,6 +1,7 @@
 """Lets tests of every directory import what they share, `tests/support`, by its modules' own names."""
 
 import functools
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import pytest
 from wdstransport.protocol.parameters import ServerParameters
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it puts into the background deaf to SIGINT, which is what some tests are about.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
