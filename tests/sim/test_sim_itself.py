@@ -12,6 +12,7 @@ from world import SimulationFailure, World
 
 from wdstransport.protocol.client_application import ClientApplication
 from wdstransport.protocol.client_data import ClientData
+from wdstransport.protocol.events import BlocksArrived
 from wdstransport.protocol.ranges import RangeSet
 from wdstransport.protocol.window import DataPacketList
 from wdstransport.wire.application import CntCir, encode
@@ -108,7 +109,7 @@ def test_a_wrong_byte_at_a_receiver_fails_the_run(monkeypatch):
 
     def mangle(self, now):
         for event in self.session.transport.events:
-            if hasattr(event, "first_block"):
+            if isinstance(event, BlocksArrived):
                 spoiled = bytearray(event.batch.buffer)
                 spoiled[event.data_offset + 3] ^= 1
                 event.batch.buffer = memoryview(spoiled)

@@ -92,7 +92,7 @@ class CallbackThread(threading.Thread):
             start = (first_row + place) * batch.segment + event.data_offset
             offset = (first_block + place - 1) * session.transfer.block_size
             view = whole[start : start + length]
-            if loan is None:
+            if loan is None and batch.owner is not None:
                 view = memoryview(bytes(view))
                 loans.copied += 1
             outstanding[offset] = length
