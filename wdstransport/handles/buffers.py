@@ -162,7 +162,8 @@ class Loans:
 
     Attributes:
         returned: owners whose batch nobody can see any more, for the trio thread to release.
-        copied: blocks delivered from copies.
+        copied: blocks delivered from copies because too many slabs are pinned. What the reader put aside,
+            such as a shorter last block, is small and nobody's slab: its copies are not counted.
     """
 
     def __init__(self, limit: int, notify: Callable[[], None]) -> None:

@@ -36,15 +36,15 @@ class RunReader(BatchReader):
         self._join_bytes = join_bytes
         self._next: Batch | None = None
         self._start = 0
-        self._aside: deque[Batch] = deque()
+        self._aside: deque[tuple[bytearray, int, tuple[str, int]]] = deque()
         self._aside_bytes = 0
 
     def read(self) -> Batch | None:
         """Read what is ready; see `BatchReader.read`."""
         if self._aside:
-            batch = self._aside.popleft()
-            self._aside_bytes -= len(batch.buffer)
-            return batch
+            datagrams, segment, source = self._aside.popleft()
+            self._aside_bytes -= len(datagrams)
+            return Batch(memoryview(datagrams), segment, source)
         first, self._next = self._next, None
         if first is None:
             first = super().read()
@@ -85,16 +85,12 @@ class RunReader(BatchReader):
         """Copy the end of a batch, or all of it."""
         self._aside_bytes += len(datagrams)
         segment = min(batch.segment, len(datagrams))
-        last = self._aside[-1] if self._aside else None
-        if (
-            last is not None
-            and last.segment == segment
-            and last.source == batch.source
-            and not len(last.buffer) % segment
-        ):
-            last.buffer = memoryview(b"".join((last.buffer, datagrams)))
-        else:
-            self._aside.append(Batch(memoryview(bytes(datagrams)), segment, batch.source))
+        if self._aside:
+            last, its_segment, its_source = self._aside[-1]
+            if its_segment == segment and its_source == batch.source and not len(last) % segment:
+                last += datagrams  # in place: a flood of tiny datagrams must not be copied ever again
+                return
+        self._aside.append((bytearray(datagrams), segment, batch.source))
 
     def close(self) -> None:
         """Let go of the current slab and of what was not handed out."""

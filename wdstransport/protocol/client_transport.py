@@ -338,14 +338,12 @@ class ClientTransport:
             )
         ):
             return False
-        before = data.continuous()
         data.on_new(first, last, gaps, trail=trail, master=master)
         if master == self.client_id:
             reached = data.continuous()
             for row in wanted:
                 # Continuous as of this packet: earlier gaps hold it back, later packets do not count.
-                number = int(records.odata_seq_no[row])
-                upto = reached if number == last else max(before, min(number, reached))
+                upto = min(int(records.odata_seq_no[row]), reached)
                 self._acknowledge(upto, int(records.header["sender_time"][row]))
         self.cache_used += size
         self._arrived = [BlockRun(row, count, number + ahead) for row, count, number in runs]
