@@ -94,7 +94,7 @@ class CallbackThread(threading.Thread):
             view = whole[start : start + length]
             if loan is None and batch.owner is not None:
                 view = memoryview(bytes(view))
-                loans.copied += batch.owner is not None
+                loans.copied += 1
             outstanding[offset] = length
             buffer = buffers.lend(view, session.number, offset)
             self._call(session, WDS_TRANSPORTCLIENT_RECEIVE_CONTENTS, view, length, offset)
