@@ -44,7 +44,8 @@ _NAP_WORTH = 1 << 20
 _NAP_SHARE = 16
 """While data streams in, whoever has taken all there was sleeps a millisecond before looking again: then one
 check, one write and one ACK serve several merged runs, as a network card's interrupt moderation does for
-packets. It sleeps up to eight where less than `_NAP_WORTH` bytes come in one. A nap needs a turn that brought
+packets. It sleeps up to eight where less than `_NAP_WORTH` bytes come in one, but at most twice as long as the
+last time: a server that waits for this client's ACKs to open its window would wait for the nap. A nap needs a turn that brought
 `_NAP_BYTES` at least, so that nobody's round trip at the start is longer for it, and one that brought no more
 than a `_NAP_SHARE`th of the receive buffer, so that what comes meanwhile has room. A timer that is due
 meanwhile waits for the nap's end: those of the documents are random, or count in tenths of seconds."""
@@ -236,7 +237,8 @@ class ClientDriver:
         deadline = min(self.session.next_deadline(), self._next_turn)
         if not self._full:
             if _NAP_BYTES <= brought <= self.sockets.group.rcvbuf // _NAP_SHARE:
-                self._nap = min(_LONGEST_NAP, max(_NAP, self._nap * _NAP_WORTH / brought))
+                wanted = self._nap * min(2.0, _NAP_WORTH / brought)
+                self._nap = min(_LONGEST_NAP, max(_NAP, wanted))
                 await self._waiter.pause(now + self._nap)
             else:
                 self._nap = _NAP
