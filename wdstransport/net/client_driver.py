@@ -42,13 +42,13 @@ _LONGEST_NAP = 0.008
 _NAP_BYTES = 1 << 15
 _NAP_WORTH = 1 << 20
 _NAP_SHARE = 16
-"""While data streams in, whoever has taken all there was sleeps a millisecond before looking again: then one
-check, one write and one ACK serve several merged runs, as a network card's interrupt moderation does for
-packets. It sleeps up to eight where less than `_NAP_WORTH` bytes come in one, but at most twice as long as the
-time before: a server whose window is still small waits for it. A nap needs a turn that brought `_NAP_BYTES` at
-least, so that nobody's round trip at the start is longer for it, and one that brought no more than a
-`_NAP_SHARE`th of the receive buffer, so that what comes meanwhile has room. A timer that is due meanwhile waits
-for the nap's end: those of the documents are random, or count in tenths of seconds."""
+"""While data streams in, whoever has taken all there was sleeps a millisecond before looking again: then
+one check, one write and one ACK serve several merged runs, as a network card's interrupt moderation does
+for packets. It sleeps up to eight where less than `_NAP_WORTH` bytes come in one, but at most twice as long
+as the time before: a server whose window is still small waits for it. A nap needs a turn that brought
+`_NAP_BYTES` at least, so that nobody's round trip at the start is longer for it, and one that brought no
+more than a `_NAP_SHARE`th of the receive buffer, so that what comes meanwhile has room. A timer that is due
+meanwhile waits for the nap's end: those of the documents are random, or count in tenths of seconds."""
 
 
 class Consumer(Protocol):
