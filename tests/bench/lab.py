@@ -59,7 +59,13 @@ class Host:
         """Bytes that left its interface, frame headers included; None for this machine, which others use."""
         if not self.namespace:
             return None
-        return int(_run(*self.words("cat", f"/sys/class/net/{self.interface}/statistics/tx_bytes")))
+        return self.sent()[0]
+
+    def sent(self) -> tuple[int, int]:
+        """Bytes and frames that left its interface, frame headers included."""
+        counters = f"/sys/class/net/{self.interface}/statistics"
+        sent, frames = _run(*self.words("cat", f"{counters}/tx_bytes", f"{counters}/tx_packets")).split()
+        return int(sent), int(frames)
 
 
 class Lab:
