@@ -1289,3 +1289,22 @@ def test_batch_that_does_not_fit_as_a_whole_changes_nothing_before_it_goes_run_b
     assert list(client.data.missing) == list(other.data.missing)
     assert client.transport.cache_used == other.transport.cache_used == 4 * 23
     assert client.application.blocks.count == other.application.blocks.count == 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "block_len", "kept"),
+    [
+        ([(2, 0), (4, 2)], 10, [2]),
+        ([(2, 98), (4, 100)], 10, [98]),
+        ([(2, 98), (4, 100)], 7, [100]),
+        ([(2, 98), (4, 100)], 6, []),
+    ],
+    ids=["before the first", "the last is too long", "only the last may be short", "none is so short"],
+)
+def test_blocks_of_a_batch_with_holes_that_are_none_of_the_content_are_dropped(rows, block_len, kept):
+    client = ClientScript(total_blocks=100, content_size=997).regular()
+    client.odata(T, (1, 1), master=OTHER)
+    client.events()
+    dropped = client.odata(T, *rows, master=OTHER, block_len=block_len)
+    assert sum(count for _, count in dropped) == len(rows) - len(kept)
+    assert [block for _, block, *_ in arrived(client)] == kept

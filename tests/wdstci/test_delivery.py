@@ -62,11 +62,11 @@ class Delivery:
         if self.look is not None:
             self.look(view)
 
-    def deliver(self, *runs, block_len=BLOCK, owner=True):
-        """Runs of blocks, each datagram with its row's number all through."""
+    def deliver(self, *runs, block_len=BLOCK, owner=True, mark=0):
+        """Runs of blocks, each datagram with its row's number and `mark` all through."""
         rows = max(row + count for row, count, _ in runs)
         data = b"".join(
-            b"h" * HEADER + bytes([row]) * block_len + b"t" * (SEGMENT - HEADER - block_len)
+            b"h" * HEADER + bytes([mark + row]) * block_len + b"t" * (SEGMENT - HEADER - block_len)
             for row in range(rows)
         )
         buffer, slab = memoryview(data), None
@@ -135,5 +135,5 @@ def test_blocks_are_copied_and_counted_only_where_too_many_slabs_are_pinned():
     assert (delivery.loans.copied, delivery.give_back()) == (0, 1)
     delivery.deliver((1, 2, 3))
     assert (delivery.loans.copied, delivery.give_back()) == (2, 1)
-    delivery.deliver((5, 1, 5))  # where the second batch lay
-    assert [bytes(part) for part in kept] == [bytes([row]) * 10 for row in (0, 1, 1, 2, 5)]
+    delivery.deliver((5, 1, 5), mark=100)  # where the second batch lay
+    assert [bytes(part) for part in kept] == [bytes([row]) * 10 for row in (0, 1, 1, 2, 105)]
