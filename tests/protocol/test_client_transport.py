@@ -1234,8 +1234,18 @@ def test_master_acknowledges_packets_of_a_batch_with_holes_up_to_the_first(clien
         (1000, 15, 0, [(2, 12), (3, 13), (5, 15)]),
         (1000, 100, 2, [(2, 12), (3, 13), (5, 15)]),
         (1000, 100, 0, [(7, 17), (9, 19)]),
+        (1000, 100_000, 0, [(2, 99_998), (4, 100_000)]),
+        (1000, 100_000, 0, [(2, 100_000)]),
     ],
-    ids=["usual", "fills the cache", "up to the horizon", "Trail is the first", "behind a hole"],
+    ids=[
+        "usual",
+        "fills the cache",
+        "up to the horizon",
+        "Trail is the first",
+        "behind a hole",
+        "up to the content's end",
+        "the last block alone",
+    ],
 )
 def test_batch_in_order_is_taken_at_a_glance_and_charged(monkeypatch, cache, horizon, trail, rows):
     client = ClientScript(max_cache_size=cache).regular()
