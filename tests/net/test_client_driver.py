@@ -16,8 +16,9 @@ from wdstransport.net.client_driver import ClientDriver, Sockets
 from wdstransport.net.interfaces import find_interface
 from wdstransport.net.multicast import open_client_socket, open_group_socket
 from wdstransport.protocol.client_session import ClientSession
-from wdstransport.protocol.events import Left
+from wdstransport.protocol.events import BlockRun, BlocksArrived, Left
 from wdstransport.protocol.parameters import ClientParameters
+from wdstransport.wire.batch import Batch
 from wdstransport.wire.security import SecurityMode, make_security
 from wdstransport.wire.transport import (
     Ack,
@@ -494,6 +495,15 @@ class TestStorage:
         with trio.fail_after(PATIENCE):
             await test.shelf.everything.wait()
         assert test.received == test.data
+
+    async def test_data_has_reached_as_far_as_the_last_block_of_any_run(self, start):
+        test = start()
+        datagrams = Batch(memoryview(bytes(9 * BLOCK)), BLOCK, test.server.address)
+        runs = [BlockRun(0, 2, 3), BlockRun(5, 2, 8), BlockRun(2, 1, 1)]
+        test.session.transport.events.append(BlocksArrived(datagrams, runs, 5, 0, BLOCK, 0))
+        test.driver._events(trio.current_time())
+        assert sorted(test.shelf.blocks) == [1, 3, 4, 8, 9]
+        assert test.driver._reached == 9
 
     async def test_blocks_beyond_the_horizon_are_left_for_later(self, start):
         test = start()

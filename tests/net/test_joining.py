@@ -4,6 +4,7 @@ import select
 import socket
 import struct
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from wdstransport.net.batching import BatchSender, SlabPool, probe_merging, prob
 from wdstransport.net.interfaces import find_interface
 from wdstransport.net.joining import RunReader
 from wdstransport.net.multicast import open_group_socket, open_server_socket
+from wdstransport.net.slabs import READ_ROOM
 
 SERVER, OTHER = ("10.0.0.1", 5000), ("10.0.0.2", 5000)
 LONG, REPAIR, SHORT = 1000, 900, 60
@@ -29,6 +31,7 @@ class Queue:
         self._waiting = []
         self._number = 0
         self.sent = []
+        self.reads = 0
 
     def setsockopt(self, *_):
         pass
@@ -50,6 +53,7 @@ class Queue:
         if not self._waiting:
             raise BlockingIOError
         data, segment, source = self._waiting.pop(0)
+        self.reads += 1
         buffers[0][: len(data)] = data
         told = [(socket.IPPROTO_UDP, _UDP_GRO, struct.pack("=i", segment))] if len(data) > segment else []
         return len(data), told, 0, source
@@ -80,6 +84,17 @@ class Line:
             if batch.owner is not None:
                 batch.owner.release()
         return found
+
+    def held(self):
+        """All that is there, as batches that are held."""
+        found = []
+        while (batch := self.reader.read()) is not None:
+            found.append(batch)
+        return found
+
+
+def contents(batches):
+    return [[bytes(datagram) for datagram in batch.datagrams()] for batch in batches]
 
 
 def flat(batches):
@@ -138,12 +153,26 @@ def test_batch_ends_at_what_is_too_large_to_put_aside_and_the_next_goes_on_there
     monkeypatch.setattr(joining, "_ASIDE_BYTES", 3 * SHORT)
     line = Line()
     line.put(10, LONG)
-    line.put(1, SHORT)
+    line.put(3, SHORT)  # just fits
     line.put(7, REPAIR)
     line.put(7, REPAIR)
+    line.put(2, SHORT)
+    line.put(10, LONG)  # does not fit, and joins nothing
+    line.put(2, SHORT)
+    line.put(2, SHORT)  # does not fit behind the two before
     line.put(10, LONG)
-    found = line.batches()
-    assert shapes(found) == [(10, LONG), (1, SHORT), (14, REPAIR), (10, LONG)]
+    batches = line.held()
+    found = contents(batches)
+    assert shapes(found) == [
+        (10, LONG),
+        (3, SHORT),
+        (14, REPAIR),
+        (2, SHORT),
+        (10, LONG),
+        (2, SHORT),
+        (2, SHORT),
+        (10, LONG),
+    ]
     assert flat(found) == line.sent
 
 
@@ -154,13 +183,16 @@ def test_number_put_aside_is_bounded(monkeypatch):
     for size in range(4, 40, 4):
         line.put(1, size)
     line.put(2, LONG)
-    found = line.batches()
+    line.reader.read().owner.release()
+    assert line.queue.reads == 1 + 3
+    found = [line.sent[:2], *line.batches()]
     assert shapes(found)[:4] == [(2, LONG), (1, 4), (1, 8), (1, 12)]
     assert sorted(flat(found)) == sorted(line.sent)
 
 
-def test_joining_stops_at_its_size():
-    line = Line(join_bytes=50 * LONG)
+@pytest.mark.parametrize("limit", [50, 60])
+def test_joining_stops_at_its_size(limit):
+    line = Line(join_bytes=limit * LONG)
     for _ in range(4):
         line.put(30, LONG)
     assert shapes(line.batches()) == [(60, LONG), (60, LONG)]
@@ -193,6 +225,8 @@ def test_closing_lets_go_of_what_was_not_handed_out(monkeypatch):
     line.reader.read().owner.release()
     line.reader.close()
     assert line.pool.in_use == 0
+    line.reader.close()
+    assert line.reader.read() is None
 
 
 @given(
@@ -204,13 +238,21 @@ def test_closing_lets_go_of_what_was_not_handed_out(monkeypatch):
     ),
     st.booleans(),
     st.sampled_from([1 << 12, 1 << 16, 1 << 19]),
+    st.booleans(),
 )
 @settings(deadline=None)
-def test_every_datagram_comes_once_and_in_order_among_its_like(runs, merge, join_bytes):
-    line = Line(merge=merge, slab_bytes=1 << 18, join_bytes=join_bytes)
+def test_every_datagram_comes_once_and_in_order_among_its_like(runs, merge, join_bytes, hold):
+    line = Line(merge=merge, slab_bytes=1 << 18, slabs=64, join_bytes=join_bytes)
     for count, size, tail in runs:
         line.put(count, size, tail=tail)
-    found = flat(line.batches())
+    if hold:
+        batches = line.held()
+        found = flat(contents(batches))
+        for batch in batches:
+            if batch.owner is not None:
+                batch.owner.release()
+    else:
+        found = flat(line.batches())
     assert sorted(found) == sorted(line.sent)
     assert [each for each in found if len(each) == LONG] == [each for each in line.sent if len(each) == LONG]
     assert line.reader.bytes == sum(map(len, line.sent))
@@ -246,3 +288,74 @@ def test_real_sockets_lose_nothing_to_joining(sockets):
             if batch.owner is not None:
                 batch.owner.release()
     assert sorted(found) == sorted(queue.sent)
+
+
+def test_shorter_ends_of_one_length_are_one_batch():
+    line = Line()
+    line.put(20, LONG, tail=SHORT)
+    line.put(20, LONG, tail=SHORT)
+    assert shapes(line.batches()) == [(40, LONG), (2, SHORT)]
+
+
+def test_what_follows_a_shorter_end_that_was_put_aside_starts_a_batch_of_its_own():
+    line = Line()
+    line.put(20, LONG)
+    line.put(3, REPAIR, tail=SHORT)
+    line.put(3, REPAIR)
+    found = line.batches()
+    assert shapes(found) == [(20, LONG), (4, REPAIR), (3, REPAIR)]
+    assert flat(found) == line.sent
+
+
+def test_what_is_put_aside_keeps_its_source():
+    line = Line()
+    line.put(10, LONG)
+    line.put(2, SHORT)
+    line.put(3, SHORT, source=OTHER)
+    line.put(1, SHORT)
+    found = [(batch.source, len(batch.buffer)) for batch in line.held()]
+    assert found == [(SERVER, 10 * LONG), (SERVER, 2 * SHORT), (OTHER, 3 * SHORT), (SERVER, SHORT)]
+
+
+def test_batches_that_are_held_stay_as_they_are_while_others_are_read_behind_them():
+    line = Line()
+    held, sent = [], []
+    for count in (3, 20, 7):
+        for _ in range(2):
+            line.put(count, REPAIR + 4)  # no multiple of a cache line
+        held += line.held()
+        sent.append(line.sent[-2 * count :])
+        assert contents(held) == sent
+    for batch in held:
+        batch.owner.release()
+    line.reader.close()
+    assert line.pool.in_use == 0
+
+
+def test_a_slabs_memory_is_used_from_lines_of_the_cache_on():
+    line = Line()
+    begun = []
+    for _ in range(3):
+        for _ in range(2):
+            line.put(3, REPAIR + 4)
+        batch = line.reader.read()
+        begun.append(np.frombuffer(batch.buffer, np.uint8).ctypes.data % 64)
+    assert begun == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("room", "together"), [(LONG - 1, False), (LONG, True)])
+def test_reads_are_joined_as_long_as_the_slab_has_room_for_one_more(room, together):
+    line = Line(slab_bytes=READ_ROOM + room)
+    line.put(1, LONG)
+    line.put(1, LONG)
+    found = contents(line.held())
+    assert found == ([line.sent] if together else [line.sent[:1], line.sent[1:]])
+
+
+def test_closed_reader_hands_out_nothing_that_it_had_put_aside():
+    line = Line()
+    line.put(5, LONG)
+    line.put(1, SHORT)
+    line.reader.read().owner.release()
+    line.reader.close()
+    assert line.reader.read() is None

@@ -185,3 +185,18 @@ async def test_memory_that_nobody_owns_is_not_remembered():
         await test.stored(2)
         assert test.writer._views == {}
         assert bytes(test.sink.data) == test.data
+
+
+async def test_runs_of_one_batch_land_at_their_places_and_neighbours_are_one_write():
+    async with Writing(image(9 * BLOCK)) as test:
+        kept = {1: 1, 2: 2, 4: 3, 5: 4, 7: 8, 8: 9}  # by rows; another stands where blocks were there already
+        datagrams = [bytes(SEGMENT)] * 9
+        for row, number in kept.items():
+            datagrams[row] = b"h" * HEADER + test.block(number) + b"tt"
+        batch = Batch(memoryview(b"".join(datagrams)), SEGMENT, SOURCE)
+        runs = [BlockRun(1, 2, 1), BlockRun(4, 2, 3), BlockRun(7, 2, 8)]
+        test.writer.put(BlocksArrived(batch, runs, 6, HEADER, BLOCK, 6 * BLOCK))
+        test.arrive(5, 3, rows_before=2)
+        await test.stored(2)
+        assert bytes(test.sink.data) == test.data
+        assert test.sink.writes == [(0, 4), (7 * BLOCK, 2), (4 * BLOCK, 3)]

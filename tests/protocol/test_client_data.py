@@ -273,6 +273,9 @@ def test_new_packets_with_holes_leave_what_each_run_of_them_leaves(script, first
         literal.end,
     )
     assert data.loss.rate == pytest.approx(literal.loss, abs=1e-12)
+    data.on_spm(spm(99, trail=at + 2, lead=at + 1))
+    literal.spm(99, master=0, trail=at + 2, lead=at + 1)
+    assert (data.highest, data.lead, data.end) == (literal.hi, literal.lead, literal.end)
     later = at + 3
     data.on_data(later, later, trail=trail, master=2)
     literal.data(later, trail=trail, master=2)

@@ -108,11 +108,12 @@ def test_stretch_says_what_the_runs_say_wherever_a_batch_is_in_order(packets, ah
         [(1, 1, 0, 0, True), (1, 1, 0, 0, True)],
         [(2, 2, 0, 0, True), (1, 1, 0, 0, True)],
         [(1, 1, 0, 0, True), (3, 3, 0, 0, True), (2, 2, 0, 0, True), (4, 4, 0, 0, True)],
+        [(1, 1, 0, 0, True), (2, 5, 0, 0, True), (3, 3, 0, 0, True)],
         [(1, 1, 0, 0, True), (2, 2, 0, 0, False)],
         [(3, 3, 2, 0, True), (4, 4, 1, 0, True)],
         [(1, 1, 0, 0, True), (1 + (1 << 32), 1 + (1 << 32), 0, 0, True)],
     ],
-    ids=["zero", "twice", "back", "swapped", "two masters", "lower trail", "far"],
+    ids=["zero", "twice", "back", "swapped", "a block from elsewhere", "two masters", "lower trail", "far"],
 )
 def test_batch_out_of_order_is_no_stretch(packets):
     assert stretch_of(batch(packets, rdata=False)) is None
@@ -130,3 +131,10 @@ def test_row_that_is_left_out_of_a_batch_makes_it_no_stretch():
     for name in ("rows", "header", "odata_seq_no", "block_number", "fw_lead"):
         setattr(found, name, getattr(found, name)[[0, 2]])  # the one between failed its checksum
     assert stretch_of(found) is None
+
+
+def test_stretch_of_a_batch_whose_first_row_is_left_out_begins_in_the_second():
+    found = batch([(seq, seq, 0, 0, True) for seq in (1, 2, 4)], rdata=False)
+    for name in ("rows", "header", "odata_seq_no", "block_number", "fw_lead"):
+        setattr(found, name, getattr(found, name)[1:])
+    assert stretch_of(found).runs == [(1, 1, 2), (2, 1, 4)]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from literal_client import LiteralClient
 from protocol_scripts import NO_LEAD, STEADY, ClientScript, T, ms, records
 
+from wdstransport.protocol import client_transport as module
 from wdstransport.protocol.client_transport import ClientState
 from wdstransport.protocol.events import BlockRun, BlocksArrived, Demoted, Departed, Joined, Left
 from wdstransport.protocol.parameters import ClientParameters
@@ -1223,3 +1224,97 @@ def test_master_acknowledges_packets_of_a_batch_with_holes_up_to_the_first(clien
         T,
     )
     assert [ack.odata_seq_no for ack in client.sent(Ack)] == [6, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("cache", "horizon", "trail", "rows"),
+    [
+        (1000, 100, 0, [(2, 12), (3, 13), (5, 15)]),
+        (4 * 23, 100, 0, [(2, 12), (3, 13), (5, 15)]),
+        (1000, 15, 0, [(2, 12), (3, 13), (5, 15)]),
+        (1000, 100, 2, [(2, 12), (3, 13), (5, 15)]),
+        (1000, 100, 0, [(7, 17), (9, 19)]),
+        (1000, 100_000, 0, [(2, 99_998), (4, 100_000)]),
+        (1000, 100_000, 0, [(2, 100_000)]),
+    ],
+    ids=[
+        "usual",
+        "fills the cache",
+        "up to the horizon",
+        "Trail is the first",
+        "behind a hole",
+        "up to the content's end",
+        "the last block alone",
+    ],
+)
+def test_batch_in_order_is_taken_at_a_glance_and_charged(monkeypatch, cache, horizon, trail, rows):
+    client = ClientScript(max_cache_size=cache).regular()
+    client.odata(T, (1, 11), master=OTHER)
+    client.events()
+    client.application.horizon = horizon
+    monkeypatch.setattr(module, "runs_of", None)
+    client.odata(T, *rows, trail=trail, master=OTHER)
+    (event,) = client.events()
+    assert [block for _, count, first in event.runs for block in range(first, first + count)] == [
+        block for _, block in rows
+    ]
+    assert client.transport.cache_used == 23 + event.charged == 23 * (1 + len(rows))
+
+
+def test_repairs_are_taken_at_a_glance(monkeypatch, client):
+    client.odata(T, 1, 6, master=OTHER)
+    monkeypatch.setattr(module, "runs_of", None)
+    client.odata(T, 3, 4, master=OTHER, rdata=True)
+    assert list(client.data.missing) == [(2, 2), (5, 5)]
+
+
+def test_repairs_that_want_no_ack_fill_their_holes_before_and_after_one_that_does(client):
+    client.odata(T, 1, 8, master=ME)
+    client.sent()
+    client.odata(T, 2, 3, 5, 6, master=ME, rdata=True, leads=[0, NO_LEAD, 0, 0])
+    assert [ack.odata_seq_no for ack in client.sent(Ack)] == [3]
+    assert list(client.data.missing) == [(4, 4), (7, 7)]
+
+
+def test_acks_of_a_batch_with_holes_answer_each_its_packet_up_to_the_hole_before_it(client):
+    client.odata(T, 1, master=ME)
+    client.sent()
+    client.odata(
+        T, 2, 3, 4, 6, 7, master=ME, leads=[NO_LEAD, 0, NO_LEAD, 0, NO_LEAD], times=[10, 20, 30, 40, 50]
+    )
+    acks = [(ack.odata_seq_no, ack.server_time) for ack in client.sent(Ack)]
+    assert acks == [(2, 10), (4, 30), (4, 50)]
+
+
+def test_batch_that_does_not_fit_as_a_whole_changes_nothing_before_it_goes_run_by_run(client):
+    """What is refused at a glance must not count twice: not for loss, not for the cache."""
+    client.odata(T, 1, 5, master=OTHER)
+    other = ClientScript().regular()
+    other.odata(T, 1, 5, master=OTHER)
+    client.application.horizon = other.application.horizon = 8
+    client.odata(T, 6, 8, 9, master=OTHER)
+    for row in (6, 8, 9):
+        other.odata(T, row, master=OTHER)
+    assert client.data.loss.rate == other.data.loss.rate
+    assert list(client.data.missing) == list(other.data.missing)
+    assert client.transport.cache_used == other.transport.cache_used == 4 * 23
+    assert client.application.blocks.count == other.application.blocks.count == 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "block_len", "kept"),
+    [
+        ([(2, 0), (4, 2)], 10, [2]),
+        ([(2, 98), (4, 100)], 10, [98]),
+        ([(2, 98), (4, 100)], 7, [100]),
+        ([(2, 98), (4, 100)], 6, []),
+    ],
+    ids=["before the first", "the last is too long", "only the last may be short", "none is so short"],
+)
+def test_blocks_of_a_batch_with_holes_that_are_none_of_the_content_are_dropped(rows, block_len, kept):
+    client = ClientScript(total_blocks=100, content_size=997).regular()
+    client.odata(T, (1, 1), master=OTHER)
+    client.events()
+    dropped = client.odata(T, *rows, master=OTHER, block_len=block_len)
+    assert sum(count for _, count in dropped) == len(rows) - len(kept)
+    assert [block for _, block, *_ in arrived(client)] == kept

@@ -325,3 +325,23 @@ def test_blocks_with_holes_are_appended_as_they_would_be_added_or_not_at_all(bef
         assert [block for block in range(1, 151) if block in blocks] == sorted(model)
         assert list(blocks.missing(200)) == runs(sorted(set(range(1, 151)) - model))
         assert [block for block in range(1, 151) if block in blocks] == sorted(model)
+
+
+def test_blocks_in_order_are_appended_wherever_they_begin():
+    blocks = BlockMap(100)
+    assert blocks.append(5, 7, [(6, 6)])
+    assert blocks.append(8, 9, [])
+    assert blocks.append(12, 12, [])
+    assert not blocks.append(12, 13, [])
+    assert blocks.missing(9) == ((1, 4), (6, 6), (10, 11), (13, 100))
+
+
+def test_blocks_are_appended_while_their_holes_are_few(monkeypatch):
+    monkeypatch.setattr(module, "_HOLES", 3)
+    blocks = BlockMap(100)
+    assert blocks.append(1, 3, [(2, 2)])
+    assert not blocks.append(4, 8, [(5, 5), (7, 7)])
+    assert blocks.append(4, 6, [(5, 5)])
+    assert not blocks.append(7, 9, [(8, 8)])
+    assert blocks.append(7, 9, [])
+    assert blocks.missing(9) == ((2, 2), (5, 5), (10, 100))

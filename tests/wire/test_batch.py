@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wdstransport.wire import application
+from wdstransport.wire import batch as module
 from wdstransport.wire.batch import (
     Batch,
     DataLayout,
@@ -614,3 +615,47 @@ def test_batch_hands_out_its_datagrams_without_copying():
 def test_batch_of_one_is_its_buffer():
     assert [bytes(each) for each in batch_of(b"abc", 3).datagrams()] == [b"abc"]
     assert list(batch_of(b"", 0).datagrams()) == []
+
+
+def without_options_count(data, segment):
+    return b"".join(data[at : at + segment - 2] for at in range(0, len(data), segment)), segment - 2
+
+
+@every_mode
+@pytest.mark.parametrize(
+    ("op_code", "options"), [(OpCode.ODATA, True), (OpCode.ODATA, False), (OpCode.RDATA, False)]
+)
+def test_usual_batch_is_judged_at_once_and_not_field_by_field(monkeypatch, mode, op_code, options):
+    security = MODES[mode]()
+    data, segment = slots_of(security, 5, 40, options=options, op_code=op_code)
+    monkeypatch.setattr(module, "_good", None)
+    records, leftover, dropped = parsed(data, segment, security)
+    assert records.block_number.tolist() == [11, 12, 13, 14, 15]
+    assert (leftover.tolist(), dropped) == ([], [])
+
+
+def test_rdata_without_options_count_is_judged_at_once_too(monkeypatch):
+    security = NoSecurity()
+    data = without_options_count(*slots_of(security, 3, 40, options=False, op_code=OpCode.RDATA))
+    monkeypatch.setattr(module, "_good", None)
+    records, leftover, _ = parsed(*data, security)
+    assert (records.block_number.tolist(), leftover.tolist()) == ([11, 12, 13], [])
+
+
+@pytest.mark.parametrize("options", [True, False])
+def test_batch_of_other_packets_that_look_like_data_is_left_over_whole(options):
+    security = NoSecurity()
+    data, segment = slots_of(security, 4, 40, options=options)
+    other = bytearray(data)
+    for at in range(data.index(bytes([OpCode.ODATA])), len(data), segment):
+        assert other[at] == OpCode.ODATA
+        other[at] = OpCode.POLL
+    records, leftover, dropped = parsed(bytes(other), segment, security)
+    assert (records, leftover.tolist(), dropped) == (None, [0, 1, 2, 3], [])
+
+
+def test_odata_without_options_count_is_left_over_whole():
+    security = NoSecurity()
+    data = without_options_count(*slots_of(security, 4, 40, options=False))
+    records, leftover, _ = parsed(*data, security)
+    assert (records, leftover.tolist()) == (None, [0, 1, 2, 3])

@@ -68,8 +68,8 @@ class RunReader(BatchReader):
                 self._next, self._start = more, start + size
                 break
             slab.release()
-        if self._next is None:
-            self._offset = start + size + _ALIGNMENT - 1 & -_ALIGNMENT
+        # A batch that waits is handed out, and says anew where to go on, before anything is read.
+        self._offset = start + size + _ALIGNMENT - 1 & -_ALIGNMENT
         if size == len(first.buffer):
             return first
         return Batch(slab.view[start : start + size], segment, source, slab)

@@ -140,9 +140,9 @@ class ClientData:
         """Whether sequence numbers from `first` are newer than all that this client has heard of.
 
         Then what comes is an arrival, and what is missing between is a loss and a hole, in one pass. A Trail
-        above `first` is left to `on_data`, packet by packet.
+        above `first` is left to `on_data`, packet by packet. No loss was counted beyond the list's end.
         """
-        return self.first > 0 and self.end < first and self._highest_loss < first and trail <= first
+        return self.first > 0 and self.end < first and trail <= first
 
     def on_new(
         self, first: int, last: int, gaps: Sequence[tuple[int, int]], *, trail: int, master: int
@@ -158,8 +158,7 @@ class ClientData:
         """
         self.received_any = True
         self.master = master
-        self.lead = max(self.lead, last)
-        self.highest = max(self.highest, last)
+        self.lead = self.highest = last  # neither was beyond the list's end
         self.loss.lost(first - 1 - self._highest_loss)
         self._highest_loss = last
         self._update_start(trail)

@@ -141,7 +141,7 @@ _HOLES = 4096
 class BlockMap:
     """Which of `total` blocks, numbered from 1, are there; one bit each."""
 
-    __slots__ = ("_bits", "_end", "_holes", "_last", "_low", "_start", "count", "total")
+    __slots__ = ("_bits", "_end", "_holes", "_low", "_start", "count", "total")
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -150,7 +150,7 @@ class BlockMap:
         self._low = 0  # every byte below this one is full
         # The stretch where blocks come in order, with the few holes that losses left in it: not in the bits
         # yet, and nothing is there after it. An image that arrives as it was sent costs two additions a run.
-        self._start = self._end = self._last = 0
+        self._start = self._end = 0
         self._holes = RangeSet()
 
     def __contains__(self, block: int) -> bool:
@@ -186,22 +186,22 @@ class BlockMap:
         if count <= 0:
             return []
         place = first - 1
-        if self._end == self._last and len(self._holes) < _HOLES:
+        if len(self._holes) < _HOLES:
             if place >= self._end:
                 if self._start == self._end:
                     self._start = place
                 elif place > self._end:
                     self._holes.add(self._end, place - 1)
-                self._end = self._last = place + count
+                self._end = place + count
                 self.count += count
                 return [(first, count)]
             if place >= self._start and place + count <= self._end:
                 return self._fill_holes(place, place + count - 1)
         self._settle()
         fresh = self._add_bits(place, count)
-        if place + count >= self._last:
+        if place + count >= self._end:
             # The next run can grow from here.
-            self._start = self._end = self._last = place + count
+            self._start = self._end = place + count
         return fresh
 
     def append(self, first: int, last: int, absent: Sequence[tuple[int, int]]) -> bool:
@@ -216,13 +216,11 @@ class BlockMap:
             Whether it was done; if not, nothing has changed, and `add` is the way.
         """
         place = first - 1
-        if self._end != self._last or place < self._end or len(self._holes) + len(absent) >= _HOLES:
+        if place < self._end or len(self._holes) + len(absent) >= _HOLES:
             return False
-        if self._start == self._end:
-            self._start = place
-        elif place > self._end:
+        if place > self._end:
             self._holes.add(self._end, place - 1)
-        self._end = self._last = last
+        self._end = last
         self.count += last - place
         if absent:
             holes = [(start - 1, end - 1) for start, end in absent]
