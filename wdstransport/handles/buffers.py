@@ -182,7 +182,7 @@ class Loans:
     def lend(self, batch: Batch) -> tuple[memoryview, _Loan | None]:
         """A read-only view of the batch to cut blocks from, and its loan; in the callback thread.
 
-        No loan means that the caller is to deliver copies, unless the memory is nobody's but the batch's.
+        No loan means that the caller is to deliver copies.
         """
         owner = batch.owner
         self._settle()

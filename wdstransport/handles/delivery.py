@@ -92,9 +92,9 @@ class CallbackThread(threading.Thread):
             start = (first_row + place) * batch.segment + event.data_offset
             offset = (first_block + place - 1) * session.transfer.block_size
             view = whole[start : start + length]
-            if loan is None and batch.owner is not None:
+            if loan is None:
                 view = memoryview(bytes(view))
-                loans.copied += 1
+                loans.copied += batch.owner is not None
             outstanding[offset] = length
             buffer = buffers.lend(view, session.number, offset)
             self._call(session, WDS_TRANSPORTCLIENT_RECEIVE_CONTENTS, view, length, offset)
