@@ -68,13 +68,13 @@ def test_cut_window_is_whole_and_never_below_two(size, after):
     assert window.size == after
 
 
-def test_window_is_cut_once_for_each_round_trip():
+def test_window_is_cut_once_in_four_round_trips():
     window = Window(1024, 4096)
     window.size = 100
     assert window.lost(5.0, 0.25, 90, 100)
-    assert not window.lost(5.125, 0.25, 110, 120)
+    assert not window.lost(5.875, 0.25, 110, 120)
     assert window.size == 75
-    assert window.lost(5.25, 0.25, 110, 120)
+    assert window.lost(6.0, 0.25, 110, 120)
     assert window.size == 56
 
 
@@ -82,8 +82,8 @@ def test_refused_cut_does_not_postpone_the_next():
     window = Window(1024, 4096)
     window.size = 100
     window.lost(5.0, 0.25, 90, 100)
-    window.lost(5.125, 0.25, 110, 120)
-    assert window.lost(5.25, 0.25, 110, 120)
+    window.lost(5.875, 0.25, 110, 120)
+    assert window.lost(6.0, 0.25, 110, 120)
 
 
 def test_losses_of_packets_sent_before_the_last_cut_are_no_new_event():
@@ -101,7 +101,7 @@ def test_window_follows_the_documents_arithmetic(steps):
     window, size = Window(16, 64), 1
     for now, packets in enumerate(steps):
         if packets is None:
-            window.lost(float(now), 0.5, now, now)
+            window.lost(float(now), 0.25, now, now)
             size = max(int(size * 0.75), 2)
         else:
             window.acknowledged(packets)

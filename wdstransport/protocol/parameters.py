@@ -37,10 +37,10 @@ class ServerParameters:
     """Deviation 14, in packets. 16384 packets of 1,401 bytes are 23 MB, 10 Gbit/s for 18 ms or 1 Gbit/s for
     180 ms, and less than the receive buffer that a client asks for (32 MB). A repair takes about six round
     trips (3.1.5.9.6: four at least), twelve when it is lost itself, and the window should not run out in
-    them. With a cut to three quarters in each round trip, a window that grows by all that is acknowledged
-    comes to rest at four round trips' worth, one that grows by twice that at eight: so the second growth
-    never takes the place of the first. It makes a quarter of the rate at 1 % loss, and costs nothing that
-    could be measured where a slow link is what loses."""
+    them. With a cut to three quarters in every four round trips (deviation 30), a window that grows by all
+    that is acknowledged comes to rest at 16 round trips' worth, one that grows by twice that at 32: so the
+    second growth never takes the place of the first. Both together make a third of the rate at 1 % loss, and
+    cost nothing that could be measured where a slow link is what loses."""
 
     data_linger: float = 1.0
     """How old the last packet is before the application may query again (deviation 22): CreationTime's

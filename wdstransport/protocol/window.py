@@ -33,18 +33,20 @@ class Window:
 
         A repair is due no sooner than four MCRTT after the packet left, so a client reports each loss several
         times, and each report names what was lost meanwhile, too. Packets that left before the last cut left
-        at the old pace and say nothing about the new one.
+        at the old pace and say nothing about the new one, and until the first repair can have come the window
+        has to last: where losses are random, one cut in each MCRTT let it rest at eight round trips' worth,
+        which a lost repair exceeds.
 
         Args:
             now: seconds.
-            mcrtt: seconds; a second cut within that time is none.
+            mcrtt: seconds; a second cut within four times that is none.
             newest: the highest sequence number reported lost.
             lead: the highest sequence number sent.
 
         Returns:
             Whether it shrank.
         """
-        if self._last_cut is not None and (now - self._last_cut < mcrtt or newest <= self._cut_at):
+        if self._last_cut is not None and (now - self._last_cut < 4 * mcrtt or newest <= self._cut_at):
             return False
         self._last_cut = now
         self._cut_at = lead
