@@ -938,6 +938,15 @@ def test_first_reason_to_leave_is_the_one_that_counts(client):
     assert client.events() == [Departed(Left.COMPLETE)]
 
 
+def test_who_ends_on_the_way_to_a_lower_session_does_not_go_there(client):
+    client.receive(LOWER, T)
+    client.transport.leave(LeaveReason.COMPLETE, T, Departed(Left.COMPLETE))
+    client.transport.leave(LeaveReason.CANCELLED, T, Departed(Left.CANCELLED))
+    client.transport.handle_timers(T + 1)
+    assert client.sent() == [Leave(ME, LeaveReason.COMPLETE)]
+    assert client.events() == [Departed(Left.COMPLETE)]
+
+
 def test_leaving_client_does_nothing_else(client):
     client.receive(poll(1), T)
     client.receive(Qcc(1, 100), T)

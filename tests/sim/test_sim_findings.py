@@ -6,7 +6,8 @@ import pytest
 from monitor import body_of
 from scenario import MEGABYTE, Simulation
 
-from wdstransport.protocol.events import ClientActive
+from wdstransport.protocol.client_transport import ClientState
+from wdstransport.protocol.events import ClientActive, Gone
 
 QCR, ODATA, NACK, KICK = 0x05, 0x06, 0x09, 0x0E
 
@@ -138,3 +139,31 @@ def test_a_kick_that_is_lost_is_not_undone_by_joining_again():
     assert len(kicks) == 1
     assert not back
     assert clients[0].outcome in ("kicked", "complete")
+
+
+@pytest.mark.parametrize("ends", ["complete", "cancelled"])
+def test_who_ends_on_the_way_to_a_lower_session_does_not_join_it(ends):
+    """Its last word was COMPLETE or CANCELLED: nobody would ever end it in the lower session."""
+    sim = Simulation(1, size=MEGABYTE, latency=0.02)
+    server, slower = sim.server(), sim.server()
+    disk = sim.disk()
+    client = sim.client(server, disk=disk)
+    sim.when(lambda: client.copy.stored > 0, disk.stall, 5.0)
+
+    def demote():
+        server.demote(client, slower)
+        sim.when(lambda: client.session.transport.state is ClientState.LEAVING, end)
+
+    def end():
+        if ends == "cancelled":
+            client.cancel()
+        else:
+            for event in list(client.pending.values()):
+                client._stored(event)
+
+    sim.when(lambda: client.session.application.complete, demote)
+    sim.run(60.0)
+    sim.check(expected={client: ends})
+    assert client.session.session_id == server.session_id
+    assert slower.monitor.received["JOIN"] == 0
+    assert [reason for _, _, reason in server.gone] == [Gone.DEMOTED]
