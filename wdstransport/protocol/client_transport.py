@@ -136,6 +136,8 @@ class ClientTransport:
         if not oldest <= packet.client_time <= max(self._newest_join, int(now * 1000)):
             return DropReason.NOT_FOR_US
         first = self.state is ClientState.JOIN
+        if not first and packet.client_id != self.client_id:
+            self._forget_numbers()
         self.client_id = packet.client_id
         self.data.min_nack_back_off = packet.min_nack_back_off / 1000
         self.data.max_nack_back_off = packet.max_nack_back_off / 1000
@@ -148,6 +150,18 @@ class ClientTransport:
             self.application.joined(now)
             self.events.append(Joined(self.client_id))
         return None
+
+    def _forget_numbers(self) -> None:
+        """Another ClientId: the server has forgotten this client, or began anew under its old SessionId.
+
+        Then its numbers begin anew, too, and whoever compares them to those from before takes nothing that
+        comes, but never ends either, as every JOINACK is accepted (deviation 56).
+        """
+        self.data = ClientData()
+        self._last_poll_seq_no = self._last_qcc_seq_no = 0
+        self._last_nacked = (0, 0)
+        for timer in (ClientTimer.POLL, ClientTimer.QCC, ClientTimer.NACK):
+            self.timers.stop(timer)
 
     # ------------------------------------------------------------------ control packets
 
