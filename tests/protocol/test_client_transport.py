@@ -172,6 +172,24 @@ def test_qcr_to_a_repeated_joinack_reports_nothing_though_data_came(client):
     client.sent()
     client.receive(JoinAck(ME, 0, 0, 0, ms(T)), T + 0.5, sender_time=99)
     assert client.sent(Qcr) == [Qcr(ME, 0, 0, 99, 0, 0, b"")]
+    assert client.data.highest == 9
+
+
+def test_another_client_id_makes_all_numbers_begin_anew(client):
+    """The server has forgotten this client, or began anew under its old SessionId."""
+    client.odata(T, 900, 903)
+    client.receive(Spm(50, OTHER, 0, 0, 900, 905, 0), T)
+    client.receive(Qcc(70, 100), T)
+    client.receive(poll(60), T)
+    assert client.receive(JoinAck(ME + 1, 0, 0, 0, ms(T)), T + 1) is None
+    for timer in (ClientTimer.NACK, ClientTimer.QCC, ClientTimer.POLL):
+        assert timer not in client.timers
+    assert client.transport.polls == 0
+    client.odata(T + 1, 3, 5)
+    data = client.transport.data
+    assert (data.first, data.highest, list(data.missing)) == (3, 5, [(4, 4)])
+    for packet in (Spm(1, OTHER, 0, 0, 3, 5, 0), Qcc(1, 0), poll(1)):
+        assert client.receive(packet, T + 1) is None
 
 
 @pytest.mark.parametrize("wrong", [ms(T) - 1, ms(T) + 501, 0, 2**64 - 1])
@@ -935,6 +953,15 @@ def test_first_reason_to_leave_is_the_one_that_counts(client):
     client.transport.handle_timers(T + 1)
     client.transport.leave(LeaveReason.CANCELLED, T, Departed(Left.CANCELLED))
     client.transport.handle_timers(T + 2)
+    assert client.sent() == [Leave(ME, LeaveReason.COMPLETE)]
+    assert client.events() == [Departed(Left.COMPLETE)]
+
+
+def test_who_ends_on_the_way_to_a_lower_session_does_not_go_there(client):
+    client.receive(LOWER, T)
+    client.transport.leave(LeaveReason.COMPLETE, T, Departed(Left.COMPLETE))
+    client.transport.leave(LeaveReason.CANCELLED, T, Departed(Left.CANCELLED))
+    client.transport.handle_timers(T + 1)
     assert client.sent() == [Leave(ME, LeaveReason.COMPLETE)]
     assert client.events() == [Departed(Left.COMPLETE)]
 

@@ -265,6 +265,14 @@ def test_oldest_client_always_counts():
     assert script.below.given == [[(1, 60)]]
 
 
+def test_who_has_everything_keeps_no_younger_client_waiting():
+    script = Script(clients=(1, 2))
+    script.answer(1, [], T, time=100)
+    script.answer(2, [(1, 60)], T, time=10)
+    script.due()
+    assert script.below.given == [[(1, 60)]]
+
+
 def test_round_begins_are_told_once():
     script = Script(clients=(1, 2))
     script.round({1: [(1, 9)]})
@@ -498,7 +506,7 @@ def test_plan_is_the_union_of_what_the_counted_clients_miss(found):
     for number, (time, ranges) in found.items():
         assert script.answer(number, ranges, T, time=time)
     script.due()
-    oldest = max((time for time, _ in found.values()), default=0)
+    oldest = max((time for time, ranges in found.values() if ranges), default=0)
     expected = {
         block
         for time, ranges in found.values()

@@ -3,10 +3,12 @@
 from functools import cache
 
 import pytest
+from hosts import Server
 from monitor import body_of
 from scenario import MEGABYTE, Simulation
 
-from wdstransport.protocol.events import ClientActive
+from wdstransport.protocol.client_transport import ClientState
+from wdstransport.protocol.events import ClientActive, Gone
 
 QCR, ODATA, NACK, KICK = 0x05, 0x06, 0x09, 0x0E
 
@@ -138,3 +140,53 @@ def test_a_kick_that_is_lost_is_not_undone_by_joining_again():
     assert len(kicks) == 1
     assert not back
     assert clients[0].outcome in ("kicked", "complete")
+
+
+@pytest.mark.parametrize("ends", ["complete", "cancelled"])
+def test_who_ends_on_the_way_to_a_lower_session_does_not_join_it(ends):
+    """Its last word was COMPLETE or CANCELLED: nobody would ever end it in the lower session."""
+    sim = Simulation(1, size=MEGABYTE, latency=0.02)
+    server, slower = sim.server(), sim.server()
+    disk = sim.disk()
+    client = sim.client(server, disk=disk)
+    sim.when(lambda: client.copy.stored > 0, disk.stall, 5.0)
+
+    def demote():
+        server.demote(client, slower)
+        sim.when(lambda: client.session.transport.state is ClientState.LEAVING, end)
+
+    def end():
+        if ends == "cancelled":
+            client.cancel()
+        else:
+            for event in list(client.pending.values()):
+                client._stored(event)
+
+    sim.when(lambda: client.session.application.complete, demote)
+    sim.run(60.0)
+    sim.check(expected={client: ends})
+    assert client.session.session_id == server.session_id
+    assert slower.monitor.received["JOIN"] == 0
+    assert [reason for _, _, reason in server.gone] == [Gone.DEMOTED]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_clients_of_a_server_that_restarts_under_its_old_session_number_go_on_with_it(seed):
+    """Its numbers begin far below theirs: they take nothing of it, and every JOINACK keeps them waiting."""
+    sim = Simulation(seed, size=4 * MEGABYTE, rate=12.5e6)
+    server = sim.server(min_clients=3)
+    before = server.session.transport
+    before._next_qcc_seq_no = before._next_poll_seq_no = before.data._next_spm_seq_no = 100_000
+    before.data.mc_lead = before.data.mc_trail = 100_000
+    clients = sim.clients(server, 3)
+
+    def restart():
+        server.stop()
+        again = Server(server.host, server.port, server.group, sim.image, session_id=server.session_id)
+        again.session.transport._next_client_id = 5  # as it would: these are drawn from the same seed
+        sim.servers.append(again)
+
+    sim.when(lambda: clients[0].copy.stored > 500, restart)
+    sim.run(60.0)
+    sim.check()
+    assert sim.finished_at < 10.0

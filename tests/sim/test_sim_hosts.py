@@ -22,6 +22,21 @@ def test_a_disk_that_stops_for_ten_seconds_delays_its_own_client_only(seed):
 
 
 @pytest.mark.parametrize("seed", seeds(2))
+def test_who_still_stores_the_last_blocks_keeps_no_newcomer_waiting(seed):
+    """It misses nothing, yet is the oldest by more than 30 seconds (MS-WDSMA 3.1.6.1)."""
+    sim = Simulation(seed)
+    server = sim.server()
+    disk = sim.disk(200e6)
+    storing = sim.client(server, disk=disk)
+    sim.when(lambda: storing.session.application.blocks.count > 600, disk.stall, 100.0)
+    sim.at(40.0, sim.client, server)
+    sim.run()
+    sim.check()
+    assert storing.ended_at > 100.0
+    assert sim.receivers[1].ended_at < 47.0
+
+
+@pytest.mark.parametrize("seed", seeds(2))
 def test_a_slow_disk_is_back_pressure_and_nothing_special(seed):
     sim = Simulation(seed, size=4 * MEGABYTE)
     server = sim.server(min_clients=2)

@@ -42,6 +42,7 @@ class Witness:
         for start, end in have:
             self._there[start - 1 : end] = True
         self.broken = 0
+        self._client_id = b""
         self._begin()
 
     def _begin(self) -> None:
@@ -69,6 +70,10 @@ class Witness:
                 if not self._genuine(datagram):
                     self.broken += 1
                 elif op_code == _JOINACK:
+                    if bytes(body[:4]) != self._client_id:
+                        # Of a server that has forgotten it; its numbers may begin anew.
+                        self._begin()
+                    self._client_id = bytes(body[:4])
                     self._joined = True
                 elif self._joined and op_code == _SPM:
                     self._spm(*struct.unpack_from(">QQ", body, 16))

@@ -136,6 +136,8 @@ class ClientTransport:
         if not oldest <= packet.client_time <= max(self._newest_join, int(now * 1000)):
             return DropReason.NOT_FOR_US
         first = self.state is ClientState.JOIN
+        if not first and packet.client_id != self.client_id:
+            self._forget_numbers()
         self.client_id = packet.client_id
         self.data.min_nack_back_off = packet.min_nack_back_off / 1000
         self.data.max_nack_back_off = packet.max_nack_back_off / 1000
@@ -148,6 +150,18 @@ class ClientTransport:
             self.application.joined(now)
             self.events.append(Joined(self.client_id))
         return None
+
+    def _forget_numbers(self) -> None:
+        """Another ClientId: the server has forgotten this client, or began anew under its old SessionId.
+
+        Then its numbers begin anew, too, and whoever compares them to those from before takes nothing that
+        comes, but never ends either, as every JOINACK is accepted (deviation 56).
+        """
+        self.data = ClientData()
+        self._last_poll_seq_no = self._last_qcc_seq_no = 0
+        self._last_nacked = (0, 0)
+        for timer in (ClientTimer.POLL, ClientTimer.QCC, ClientTimer.NACK):
+            self.timers.stop(timer)
 
     # ------------------------------------------------------------------ control packets
 
@@ -503,6 +517,11 @@ class ClientTransport:
 
     def leave(self, reason: LeaveReason, now: float, after: Departed | Demoted) -> None:
         """Send LEAVE after a random, silent wait (3.2.5.4.3, deviation 62), then end with `after`."""
+        if self.state is ClientState.LEAVING and isinstance(self._after_leave, Demoted):
+            # A Terminate Trigger may come at any point (3.2.4): who has everything has no business in the
+            # lower session, where nobody would end it again.
+            self._leave_reason, self._after_leave = reason, after
+            return
         if self.state in (ClientState.LEAVING, ClientState.OVER):
             return
         if self.state is ClientState.JOIN:
