@@ -56,14 +56,14 @@ def test_exit_code_and_processor_time_are_kept(fleet):
 
 def test_peak_memory_is_the_process_own(fleet):
     ballast = b"x" * (64 << 20)  # resident here, and no part of the child
-    process = fleet.start("one", python("import time; print('up', flush=True); time.sleep(3600)"))
+    process = fleet.start("one", python("import signal; print('up', flush=True); signal.pause()"))
     assert fleet.wait(lambda: process.when("up") is not None, PATIENCE)
     fleet.stop([process])
     assert len(ballast) > process.peak_bytes > 1 << 20
 
 
 def test_stop_ends_what_still_runs(fleet):
-    process = fleet.start("one", python("import time; print('up', flush=True); time.sleep(3600)"))
+    process = fleet.start("one", python("import signal; print('up', flush=True); signal.pause()"))
     assert fleet.wait(lambda: process.when("up") is not None, PATIENCE)
     fleet.stop([process])
     assert process.returncode == -15
@@ -71,12 +71,12 @@ def test_stop_ends_what_still_runs(fleet):
 
 def test_leaving_the_context_ends_what_still_runs():
     with Fleet() as fleet:
-        process = fleet.start("one", python("import time; time.sleep(3600)"))
+        process = fleet.start("one", python("import signal; signal.pause()"))
     assert process.returncode is not None
 
 
 def test_waiting_gives_up_in_time(fleet):
-    process = fleet.start("one", python("import time; time.sleep(3600)"))
+    process = fleet.start("one", python("import signal; signal.pause()"))
     assert not fleet.wait_ended([process], 0.05)
 
 

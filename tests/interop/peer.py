@@ -9,7 +9,6 @@ By hand, as two processes:
 import argparse
 import pathlib
 import sys
-import time
 
 from peer_client import PeerClient, Result
 from peer_server import PeerServer
@@ -69,9 +68,8 @@ def main():
         common |= {"block_size": a.block_size, "fw_lead": a.fw_lead}
         server = PeerServer(a.file.read_bytes(), name, a.namespace, *places, **common).start()
         print(f"serving {name} on port {server.initiation_port}", flush=True)
-        end = time.monotonic() + a.timeout
-        while time.monotonic() < end and not (a.clients and len(server.completed) >= a.clients):
-            time.sleep(0.1)
+        with server.turn:
+            server.turn.wait_for(lambda: a.clients and len(server.completed) >= a.clients, a.timeout)
         server.stop()
         print("\n".join(server.log), f"sent {dict(server.sent)}", sep="\n")
         done, violations = len(server.completed) >= a.clients, server.violations

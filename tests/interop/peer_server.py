@@ -68,6 +68,7 @@ class PeerServer:
         self.check = ClientCheck(self.collected.add, self.plan, remote_loss, fresh)
         self.requests, self.log, self.sent = {}, [], Counter()
         self.orders, self.running, self.thread = queue.SimpleQueue(), True, None
+        self.turn = threading.Condition()  # told after each turn of the loop
         self.timers = {"inactivity": w.clock() + self.INACTIVITY, "cleanup": w.clock() + self.CLIENT_DEAD}
         # 3.1.1.1 and 3.1.1.2
         self.state, self.next_client = "prestart", self.random.randrange(1, 2**32 - 1000)
@@ -113,6 +114,8 @@ class PeerServer:
     def serve(self):
         ports = [self.front, self.port, self.spy]
         while self.running:
+            with self.turn:
+                self.turn.notify_all()
             while not self.orders.empty():
                 self.orders.get()()
             now = w.clock()

@@ -3,7 +3,6 @@
 import random
 import struct
 import threading
-import time
 
 import peer_wire as wire
 import pytest
@@ -30,11 +29,9 @@ def client(server, kind=PeerClient, **options):
     return kind(("127.0.0.1", server.initiation_port), CONTENT, NAMESPACE, **options)
 
 
-def until(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    assert condition()
+def until(server, condition, seconds=30):
+    with server.turn:
+        assert server.turn.wait_for(condition, seconds)
 
 
 def rules(violations):
@@ -50,7 +47,7 @@ def test_whole_copies_with_loss_on_the_client_s_side(serve, loss, mode, block_si
     assert (result.status, result.violations) == ("complete", [])
     assert result.data == DATA
     if not loss:
-        until(lambda: server.completed == [result.client_id])
+        until(server, lambda: server.completed == [result.client_id])
     server.stop()
     assert server.violations == []
 
@@ -70,7 +67,8 @@ def test_three_clients_one_late_with_loss_on_both_sides(serve):
     server, results = serve(loss=0.02, remote_loss=0.02), []
 
     def run(number):
-        time.sleep(0.45 * (number == 2))
+        if number == 2:
+            until(server, lambda: server.sent["ODATA"])
         results.append(client(server, loss=0.02, remote_loss=0.02, seed=number).run(60))
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
@@ -119,9 +117,9 @@ def test_kick_and_demote_are_followed(serve):
         peer = client(server, mute=50)
         thread = threading.Thread(target=lambda peer=peer: results.append(peer.run(60)))
         thread.start()
-        until(lambda peer=peer: peer.result.sent["ACK"] >= 50)
+        until(server, lambda peer=peer: peer.result.sent["ACK"] >= 50)
         order(peer.result.client_id)
-        until(lambda peer=peer: peer.result.sent["LEAVE"])
+        until(server, lambda peer=peer: peer.result.sent["LEAVE"])
         peer.mute = None
         thread.join()
     assert [(r.status, r.kick_reason, r.violations) for r in results] == [
@@ -294,4 +292,4 @@ WRONG_CLIENTS = [
 def test_a_wrong_client_is_noticed(serve, rule, kind, options):
     server = serve(Quick, data=DATA[:150_000])
     client(server, kind, seed=1, **(options or {})).run(40, until=lambda: rule in server.collected.counts)
-    until(lambda: rule in server.collected.counts)
+    until(server, lambda: rule in server.collected.counts)

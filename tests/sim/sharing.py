@@ -8,7 +8,7 @@ a session that wrote into them would be noticed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -72,8 +72,7 @@ class _Shared:
 
     def __init__(self) -> None:
         self._batches, self._packets, self._answers = _Recent(), _Recent(), _Recent()
-        self._runs, self._repairs, self._matches = _Recent(), _Recent(), _Recent()
-        self._stretches = _Recent()
+        self._matches = _Recent()
         self._compare = Image.matches
 
     def parse(self, batch: Batch, *, session_id: int, security: Any) -> Any:
@@ -118,29 +117,19 @@ class _Shared:
                 self._answers.put(key, source, result)
         return result
 
-    def runs(self, records: DataRecords) -> Any:
-        if isinstance(records.batch, Remnant):
-            return runs_of(records)
-        result = self._runs.get((id(records),))
-        if result is _MISSING:
-            result = self._runs.put((id(records),), records, runs_of(records))
-        return result
+    def glance(self, tell: Callable[[DataRecords], Any]) -> Callable[[DataRecords], Any]:
+        """What `tell` says of a batch's records, said once."""
+        told = _Recent()
 
-    def stretch(self, records: DataRecords) -> Any:
-        if isinstance(records.batch, Remnant):
-            return stretch_of(records)
-        result = self._stretches.get((id(records),))
-        if result is _MISSING:
-            result = self._stretches.put((id(records),), records, stretch_of(records))
-        return result
+        def say(records: DataRecords) -> Any:
+            if isinstance(records.batch, Remnant):
+                return tell(records)
+            result = told.get((id(records),))
+            if result is _MISSING:
+                result = told.put((id(records),), records, tell(records))
+            return result
 
-    def repairs(self, records: DataRecords) -> Any:
-        if isinstance(records.batch, Remnant):
-            return repairs_of(records)
-        result = self._repairs.get((id(records),))
-        if result is _MISSING:
-            result = self._repairs.put((id(records),), records, repairs_of(records))
-        return result
+        return say
 
     def matches(self, image: Image, event: BlocksArrived) -> bool:
         if isinstance(event.batch, Remnant):
@@ -162,9 +151,9 @@ def shared_decoding() -> Iterator[None]:
             (client_session, "parse_data", shared.parse),
             (client_session, "decode", shared.decode),
             (client_session, "decode_answer", shared.answer),
-            (client_transport, "runs_of", shared.runs),
-            (client_transport, "repairs_of", shared.repairs),
-            (client_transport, "stretch_of", shared.stretch),
+            (client_transport, "runs_of", shared.glance(runs_of)),
+            (client_transport, "repairs_of", shared.glance(repairs_of)),
+            (client_transport, "stretch_of", shared.glance(stretch_of)),
             (Image, "matches", lambda image, event: shared.matches(image, event)),
         ):
             stack.enter_context(patch.object(where, name, stand_in))

@@ -148,8 +148,8 @@ def check_against_declarations(data, segment, security):
         assert isinstance(inner, application.Data)
         lead = packet.options
         assert lead == () or (len(lead) == 1 and lead[0].option_id == 0x0406)
-        assert bool(records.retransmitted[place]) == isinstance(packet, RData)
-        assert int(records.sender_time[place]) == header.sender_time
+        assert int(records.header["op_code"][place]) == packet.op_code
+        assert int(records.header["sender_time"][place]) == header.sender_time
         assert int(records.client_id[place]) == packet.client_id
         assert int(records.odata_seq_no[place]) == packet.odata_seq_no
         assert int(records.trail_odata_seq_no[place]) == packet.trail_odata_seq_no
@@ -189,7 +189,6 @@ def test_slots_hold_the_bytes_that_the_declarations_build(mode, block_len, op_co
     assert data == declared(security, 5, block_len, op_code=op_code, options=options)
     records, leftover, dropped = check_against_declarations(data, segment, security)
     assert (len(records), len(leftover), dropped) == (5, 0, [])
-    assert records.is_one_run()
 
 
 def test_all_but_the_last_of_a_batch_carry_the_previous_lead():
@@ -253,8 +252,7 @@ def test_repairs_may_have_any_numbers():
     records, _, _ = check_against_declarations(bytes(data), slots.segment, security)
     assert records.odata_seq_no.tolist() == [9, 3, 2**64 - 1]
     assert records.block_number.tolist() == [4, 2**40, 1]
-    assert records.retransmitted.all()
-    assert not records.is_one_run()
+    assert (records.header["op_code"] == OpCode.RDATA).all()
 
 
 def test_slots_can_be_read_into_and_lie_where_the_layout_says():
@@ -264,47 +262,6 @@ def test_slots_can_be_read_into_and_lie_where_the_layout_says():
     assert all(not view.readonly for view in slots.payload)
     assert DataLayout.of(security.data_len).data + 100 + 14 == slots.segment
     assert slots.segment == data_overhead(security) + 100 + 12
-
-
-# ---------------------------------------------------------------------- one run
-
-
-@pytest.mark.parametrize(
-    ("seqs", "blocks", "one"),
-    [
-        ([5], [9], True),
-        ([5, 6, 7], [9, 10, 11], True),
-        ([5, 7, 8], [9, 10, 11], False),
-        ([5, 6, 7], [9, 11, 12], False),
-        ([7, 6, 5], [9, 10, 11], False),
-        ([5, 5, 6], [9, 9, 10], False),
-        ([2**64 - 1, 0], [1, 2], False),
-        ([1, 2], [2**64 - 1, 0], False),
-    ],
-)
-def test_run_has_numbers_and_blocks_that_go_up_by_one(seqs, blocks, one):
-    slots = SlotBuffer(len(seqs), 8, session_id=SESSION, security=NoSecurity(), fw_lead=True)
-    data = slots.fill(
-        0,
-        len(seqs),
-        op_code=OpCode.ODATA,
-        sender_time=1,
-        client_id=2,
-        odata_seq_no=np.array(seqs, dtype=np.uint64),
-        trail_odata_seq_no=0,
-        block_number=np.array(blocks, dtype=np.uint64),
-    )
-    records, _, _ = parsed(bytes(data), slots.segment, NoSecurity())
-    assert records.is_one_run() is one
-
-
-def test_run_with_a_hole_in_the_batch_is_not_one():
-    data, segment = slots_of(NoSecurity(), 3, 10)
-    stranger = declared(NoSecurity(), 1, 10)
-    stranger = bytes([stranger[0] ^ 1]) + stranger[1:]
-    records, leftover, _ = parsed(data[:segment] + stranger + data[segment:], segment, NoSecurity())
-    assert leftover.tolist() == [1]
-    assert not records.is_one_run()
 
 
 # ---------------------------------------------------------------------- reading what is mixed or cut off
@@ -556,8 +513,8 @@ def test_record_of_one_datagram_is_what_was_decoded(mode, kind, options, lead):
     record = record_of(read, batch_of(datagram, len(datagram)), security)
     assert len(record) == 1
     assert record.rows.tolist() == [0]
-    assert record.retransmitted.tolist() == [kind is RData]
-    assert record.sender_time.tolist() == [2**60]
+    assert record.header["op_code"].tolist() == [kind.op_code]
+    assert record.header["sender_time"].tolist() == [2**60]
     assert record.client_id.tolist() == [9]
     assert record.odata_seq_no.tolist() == [2**50]
     assert record.trail_odata_seq_no.tolist() == [2**49]

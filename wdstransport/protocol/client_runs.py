@@ -110,8 +110,7 @@ def stretch_of(records: DataRecords) -> Stretch | None:
     sequences, rows, header = records.odata_seq_no, records.rows, records.header
     count = len(sequences)
     first, last = int(sequences[0]), int(sequences[-1])
-    distance = last - first
-    if not 0 < first <= last or distance >= _FAR or int(rows[-1]) - int(rows[0]) != count - 1:
+    if not 0 < first <= last or last - first >= _FAR or int(rows[-1]) - int(rows[0]) != count - 1:
         return None
     ahead = records.block_number - sequences
     masters, trails = header["client_id"].tobytes(), header["trail_odata_seq_no"].tobytes()
@@ -121,12 +120,8 @@ def stretch_of(records: DataRecords) -> Stretch | None:
         ascending = records.trail_odata_seq_no
         if (ascending[1:] < ascending[:-1]).any():
             return None
-    before: list[int] = []
-    if distance != count - 1:
-        before = np.flatnonzero(np.diff(sequences) != 1).tolist()
-        if len(before) > _MANY_GAPS:
-            return None
-    elif (np.diff(sequences) != 1).any():
+    before = np.flatnonzero(np.diff(sequences) != 1).tolist()
+    if len(before) > _MANY_GAPS:
         return None
     row = int(rows[0])
     at, start = 0, first
@@ -159,18 +154,15 @@ def runs_of(records: DataRecords) -> list[tuple[Run, list[int]]]:
     """
     count = len(records)
     sequences, blocks, trails = records.odata_seq_no, records.block_number, records.trail_odata_seq_no
-    if records.is_one_run():
-        edges = [0, count]
-    else:
-        together = (
-            (np.diff(sequences) == 1)
-            & (np.diff(blocks) == 1)
-            & (np.diff(records.rows) == 1)
-            & (sequences[1:] > sequences[:-1])
-            & (blocks[1:] > blocks[:-1])
-            & (np.diff(records.client_id) == 0)
-        )
-        edges = [0, *(np.flatnonzero(~together) + 1).tolist(), count]
+    together = (
+        (np.diff(sequences) == 1)
+        & (np.diff(blocks) == 1)
+        & (np.diff(records.rows) == 1)
+        & (sequences[1:] > sequences[:-1])
+        & (blocks[1:] > blocks[:-1])
+        & (np.diff(records.client_id) == 0)
+    )
+    edges = [0, *(np.flatnonzero(~together) + 1).tolist(), count]
     if not int(sequences.min()) or (trails > sequences).any():
         # Trail may move on within a run, but never past the packet that carries it: judge each alone.
         edges = list(range(count + 1))

@@ -106,7 +106,6 @@ class ClientTransport:
         self._newest_join = 0
         self._after_leave: Departed | Demoted | None = None
         self._leave_reason = LeaveReason.COMPLETE
-        self._last_poll: Poll | None = None
         self._last_poll_seq_no = 0
         self._last_qcc_seq_no = 0
         self._last_qcc_time = 0

@@ -39,8 +39,8 @@ class ServerParameters:
     trips (3.1.5.9.6: four at least), twelve when it is lost itself, and the window should not run out in
     them. With a cut to three quarters in every four round trips (deviation 30), a window that grows by all
     that is acknowledged comes to rest at 16 round trips' worth, one that grows by twice that at 32: so the
-    second growth never takes the place of the first. Both together make a third of the rate at 1 % loss, and
-    cost nothing that could be measured where a slow link is what loses."""
+    second growth never takes the place of the first. Both together make a quarter to a third more
+    of the rate at 1 % loss, and cost nothing that could be measured where a slow link is what loses."""
 
     data_linger: float = 1.0
     """How old the last packet is before the application may query again (deviation 22): CreationTime's

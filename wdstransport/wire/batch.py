@@ -42,7 +42,6 @@ _ODATA, _RDATA = int(OpCode.ODATA), int(OpCode.RDATA)
 _NONE, _CHECKSUM = SecurityMode.NONE, SecurityMode.CHECKSUM
 _STEPS = 1536
 _ROWS = np.arange(_STEPS, dtype=np.intp)
-_STEP_BYTES = np.arange(_STEPS, dtype=np.uint64).tobytes()
 _NO_ROWS = _ROWS[:0]
 
 U64 = npt.NDArray[np.uint64]
@@ -170,17 +169,6 @@ class DataRecords:
         return len(self.odata_seq_no)
 
     @property
-    def retransmitted(self) -> npt.NDArray[np.bool_]:
-        """Whether each is an RDATA."""
-        verdict: npt.NDArray[np.bool_] = self.header["op_code"] == _RDATA
-        return verdict
-
-    @property
-    def sender_time(self) -> U64:
-        """SenderTime of each."""
-        return self.header["sender_time"].astype(np.uint64)
-
-    @property
     def client_id(self) -> npt.NDArray[np.uint32]:
         """ClientId of each: the master's."""
         return self.header["client_id"].astype(np.uint32)
@@ -189,23 +177,6 @@ class DataRecords:
     def trail_odata_seq_no(self) -> U64:
         """TrailODATASeqNo of each."""
         return self.header["trail_odata_seq_no"].astype(np.uint64)
-
-    def is_one_run(self) -> bool:
-        """Whether sequence numbers, blocks and places all go up by one, under one master."""
-        count = len(self.odata_seq_no)
-        if count == 1:
-            return True
-        if count > _STEPS or int(self.rows[-1]) - int(self.rows[0]) != count - 1:
-            return False
-        steps = _STEP_BYTES[: 8 * count]
-        if self.odata_seq_no[-1] < self.odata_seq_no[0] or self.block_number[-1] < self.block_number[0]:
-            return False  # numbers wrap around at 2^64; runs do not
-        if (self.odata_seq_no - self.odata_seq_no[0]).tobytes() != steps:
-            return False
-        if (self.block_number - self.block_number[0]).tobytes() != steps:
-            return False
-        masters = self.header["client_id"].tobytes()
-        return masters == masters[:4] * count
 
 
 _NO_FW_LEAD = np.uint64(0xFFFFFFFFFFFFFFFF)
