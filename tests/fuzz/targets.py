@@ -234,7 +234,7 @@ def wire_batch(data: bytes) -> None:
         assert int(records.odata_seq_no[place]) == packet.odata_seq_no
         assert int(records.block_number[place]) == block.block_number
         assert int(records.client_id[place]) == packet.client_id
-        assert int(records.sender_time[place]) == header.sender_time
+        assert int(records.header["sender_time"][place]) == header.sender_time
     for datagram in batch.datagrams():
         answer = decode_answer(datagram, session_id=SESSION, security=security)
         if answer is not None:
