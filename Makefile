@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: test lint types unit demo fuzz bench micro curve mutate hostile clean
+.PHONY: test lint types unit demo fuzz bench limits micro curve mutate hostile clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,11 @@ fuzz: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python tests/bench/run.py $(BENCH)
+
+# Whether --rate is exact and memory does not grow with the image: root, a quarter of an hour, 20 GiB below /tmp.
+limits: $(STAMP)
+	$(BIN)/python tests/bench/limits.py rate 1M,10M,100M,500M,1G,2G
+	$(BIN)/python tests/bench/limits.py memory 20GiB
 
 micro: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
