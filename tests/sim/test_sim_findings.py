@@ -190,3 +190,15 @@ def test_clients_of_a_server_that_restarts_under_its_old_session_number_go_on_wi
     sim.run(60.0)
     sim.check()
     assert sim.finished_at < 10.0
+
+
+@pytest.mark.parametrize("seed", [1, 3, 4])
+def test_a_client_300_ms_away_starts_at_once_and_no_qcr_of_it_is_late(seed):
+    """JOIN, QCR to the JOINACK, one or two QCCs and a query: not five seconds of answers to earlier QCCs."""
+    sim = Simulation(seed, size=MEGABYTE, latency=0.075)
+    server = sim.server()
+    sim.client(server)
+    sim.run()
+    sim.check()
+    assert server.began_at < 2.0
+    assert server.session.dropped["stale"] <= 0.1 * server.monitor.received["QCR"]
