@@ -9,6 +9,7 @@ from scenario import MEGABYTE, Simulation
 
 from wdstransport.protocol.client_transport import ClientState
 from wdstransport.protocol.events import ClientActive, Gone
+from wdstransport.protocol.parameters import ClientParameters
 
 QCR, ODATA, NACK, KICK = 0x05, 0x06, 0x09, 0x0E
 
@@ -202,3 +203,17 @@ def test_a_client_300_ms_away_starts_at_once_and_no_qcr_of_it_is_late(seed):
     sim.check()
     assert server.began_at < 2.0
     assert server.session.dropped["stale"] <= 0.1 * server.monitor.received["QCR"]
+
+
+def test_a_client_whose_disk_stands_still_keeps_nobody_waiting_who_joins_later():
+    """It misses the same blocks in every query, and 30 s after it nobody else counted in a round any more."""
+    sim = Simulation(1, size=MEGABYTE // 4, rate=2.5e6)
+    server = sim.server()
+    disk = sim.disk()
+    first = sim.client(server, disk=disk, parameters=ClientParameters(max_cache_size=100_000))
+    sim.when(lambda: first.copy.stored > 20, disk.stall, 60.0)
+    sim.at(40.0, sim.client, server)
+    sim.run()
+    sim.check()
+    assert first.ended_at > 60.0
+    assert sim.receivers[1].ended_at < 50.0
