@@ -273,6 +273,18 @@ def test_who_has_everything_keeps_no_younger_client_waiting():
     assert script.below.given == [[(1, 60)]]
 
 
+@pytest.mark.parametrize(("again", "counts"), [([(1, 40)], True), ([(2, 40)], False)])
+def test_whom_the_last_round_brought_nothing_keeps_no_younger_client_waiting(again, counts):
+    script = Script(clients=(1, 2))
+    script.answer(1, [(1, 40)], T, time=100)
+    script.due()
+    script.application.data_empty(T + 5)
+    script.answer(1, again, T + 5, time=105)
+    script.answer(2, [(1, 60)], T + 5, time=10)
+    script.due()
+    assert script.below.given[1] == ([(1, 60)] if counts else again)
+
+
 def test_round_begins_are_told_once():
     script = Script(clients=(1, 2))
     script.round({1: [(1, 9)]})

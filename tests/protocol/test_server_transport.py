@@ -406,13 +406,15 @@ def test_millisecond_for_each_client_is_given_beyond_the_limit_too():
     assert [back_off for back_off, _ in waits(server, 2)] == [7, 7]
 
 
-def test_wait_includes_the_highest_round_trip(server):
+def test_wait_is_the_back_off_and_the_highest_round_trip(server):
     server.activate(1, T, rtt=0.030)
     server.activate(2, T, rtt=0.200)
     server.sent()
     server.transport.enter_qcc(T + 1)
-    assert server.sent(Qcc)[0][0].qcr_back_off == 202
-    assert [back_off for back_off, _ in waits(server, 2)] == [204, 208]
+    assert server.sent(Qcc)[0][0].qcr_back_off == 2
+    found = waits(server, 2)
+    assert [back_off for back_off, _ in found] == [4, 8]
+    assert [wait for _, wait in found] == pytest.approx([0.204, 0.208])
 
 
 def test_wait_starts_small_again_with_every_entry(server):
@@ -529,7 +531,7 @@ def test_qcc_goes_out_once_an_interval_in_the_data_state(server):
         assert server.timers.get(ServerTimer.OUT_STATE_QCC) == pytest.approx(due)
         seq = server.transport._next_qcc_seq_no
         server.transport._out_state_qcc_timer(due)
-        assert server.sent(Qcc) == [(Qcc(seq, 300), None)]
+        assert server.sent(Qcc) == [(Qcc(seq, 250), None)]
         due += 0.300
 
 
@@ -540,11 +542,11 @@ def test_qcc_interval_grows_with_the_number_of_clients():
     assert server.sent(Qcc)[0][0].qcr_back_off == 7
 
 
-def test_qcc_interval_fits_its_field_whatever_the_round_trip(server):
+def test_qcc_interval_has_a_limit_whatever_the_round_trip(server):
     (client,), now = server.data_state(1)
     server.clients.active[client].rtt = 1000.0
     server.transport._out_state_qcc_timer(now)
-    assert server.sent(Qcc)[0][0].qcr_back_off == 65000
+    assert server.sent(Qcc)[0][0].qcr_back_off == 250
     assert server.timers.get(ServerTimer.OUT_STATE_QCC) == now + 65
 
 

@@ -9,6 +9,7 @@ from scenario import MEGABYTE, Simulation
 
 from wdstransport.protocol.client_transport import ClientState
 from wdstransport.protocol.events import ClientActive, Gone
+from wdstransport.protocol.parameters import ClientParameters
 
 QCR, ODATA, NACK, KICK = 0x05, 0x06, 0x09, 0x0E
 
@@ -190,3 +191,29 @@ def test_clients_of_a_server_that_restarts_under_its_old_session_number_go_on_wi
     sim.run(60.0)
     sim.check()
     assert sim.finished_at < 10.0
+
+
+@pytest.mark.parametrize("seed", [1, 3, 4])
+def test_a_client_300_ms_away_starts_at_once_and_no_qcr_of_it_is_late(seed):
+    """JOIN, QCR to the JOINACK, one or two QCCs and a query: not five seconds of answers to earlier QCCs."""
+    sim = Simulation(seed, size=MEGABYTE, latency=0.075)
+    server = sim.server()
+    sim.client(server)
+    sim.run()
+    sim.check()
+    assert server.began_at < 2.0
+    assert server.session.dropped["stale"] <= 0.1 * server.monitor.received["QCR"]
+
+
+def test_a_client_whose_disk_stands_still_keeps_nobody_waiting_who_joins_later():
+    """It misses the same blocks in every query, and 30 s after it nobody else counted in a round any more."""
+    sim = Simulation(1, size=MEGABYTE // 4, rate=2.5e6)
+    server = sim.server()
+    disk = sim.disk()
+    first = sim.client(server, disk=disk, parameters=ClientParameters(max_cache_size=100_000))
+    sim.when(lambda: first.copy.stored > 20, disk.stall, 60.0)
+    sim.at(40.0, sim.client, server)
+    sim.run()
+    sim.check()
+    assert first.ended_at > 60.0
+    assert sim.receivers[1].ended_at < 50.0

@@ -70,6 +70,7 @@ class ServerApplication:
         self.plan_number = 0
         self.events: list[ServerSessionEvent] = []
         self._answers: dict[int, wire.CntCir] = {}
+        self._answers_before: dict[int, wire.CntCir] = {}
         self._deadline = math.inf
         self._rest = parameters.empty_query_wait
         self._gate_open = False
@@ -184,9 +185,16 @@ class ServerApplication:
             else:
                 self._rest_before_query(now)
             return
-        # Whoever has everything needs no round of its own (deviation 40).
-        missing = [answer for answer in self._answers.values() if answer.ranges]
-        oldest = max((answer.time_in_session for answer in missing), default=0)
+        # Whoever has everything needs no round of its own, and whom the last one brought nothing, perhaps
+        # since its disk stands still, keeps nobody waiting (deviation 40).
+        before = self._answers_before
+        self._answers_before = dict(self._answers)
+        moving = [
+            answer
+            for client_id, answer in self._answers.items()
+            if answer.ranges and not (client_id in before and before[client_id].ranges == answer.ranges)
+        ]
+        oldest = max((answer.time_in_session for answer in moving), default=0)
         merged = RangeSet()
         for answer in self._answers.values():
             if answer.time_in_session < oldest - self._parameters.late_client_share:

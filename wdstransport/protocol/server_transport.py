@@ -306,7 +306,7 @@ class ServerTransport:
         """Choose another master when it was the master (deviation 31)."""
         if self.state is ServerState.DATA and record.client_id == self.data.master_client_id:
             # Three intervals: a client that missed one QCC, or whose QCR was lost, has still answered.
-            master = self.clients.successor(now - 3 * self._out_state_back_off())
+            master = self.clients.successor(now - 3 * self._out_state_wait())
             if master is not None:
                 self.data.succeed(master, now)
             else:
@@ -438,7 +438,7 @@ class ServerTransport:
         self._send_in_state_qcc(now)
 
     def _send_in_state_qcc(self, now: float) -> None:
-        """3.1.5.7.3: 1 ms a client first, then doubling, plus the highest RTT (deviation 21)."""
+        """3.1.5.7.3: 1 ms a client first, then doubling, plus the highest RTT (deviations 21 and 65)."""
         active = self.clients.active
         for record in active.values():
             record.qcr_received = False
@@ -447,7 +447,7 @@ class ServerTransport:
             max(first, 2 * self._wait_time), max(first, self.parameters.no_client_qcc_interval)
         )
         wait = self._wait_time + self.clients.highest_rtt()
-        self._send_qcc(wait)
+        self._send_qcc(self._wait_time)
         self.timers.set(ServerTimer.IN_STATE_QCC, now + wait)
 
     def _send_qcc(self, back_off: float) -> None:
@@ -467,15 +467,17 @@ class ServerTransport:
         self.application.clients_changed(now)
 
     def _out_state_qcc_timer(self, now: float) -> None:
-        """3.1.6.5."""
-        back_off = self._out_state_back_off()
-        self._send_qcc(back_off)
-        self.timers.set(ServerTimer.OUT_STATE_QCC, now + back_off)
+        """3.1.6.5, with time for the last answer to come (deviation 65)."""
+        self._send_qcc(self._out_state_back_off())
+        self.timers.set(ServerTimer.OUT_STATE_QCC, now + self._out_state_wait())
 
     def _out_state_back_off(self) -> float:
-        """QCRBackOff, seconds; RTTs exclude back-off, so this does not feed on itself (deviation 20)."""
-        back_off = max(self.parameters.qcc_interval, 0.001 * len(self.clients.active))
-        return min(back_off + self.clients.highest_rtt(), 65.0)
+        """QCRBackOff, seconds."""
+        return max(self.parameters.qcc_interval, 0.001 * len(self.clients.active))
+
+    def _out_state_wait(self) -> float:
+        """From one QCC to the next; RTTs exclude back-off, so this does not feed on itself (deviation 20)."""
+        return min(self._out_state_back_off() + self.clients.highest_rtt(), 65.0)
 
     # ------------------------------------------------------------------ time
 
