@@ -438,7 +438,7 @@ class ServerTransport:
         self._send_in_state_qcc(now)
 
     def _send_in_state_qcc(self, now: float) -> None:
-        """3.1.5.7.3: 1 ms a client first, then doubling, plus the highest RTT (deviations 21 and 65)."""
+        """3.1.5.7.3: 1 ms a client first, then doubling, plus the highest RTT (deviation 21)."""
         active = self.clients.active
         for record in active.values():
             record.qcr_received = False
@@ -446,9 +446,10 @@ class ServerTransport:
         self._wait_time = min(
             max(first, 2 * self._wait_time), max(first, self.parameters.no_client_qcc_interval)
         )
-        wait = self._wait_time + self.clients.highest_rtt()
-        self._send_qcc(self._wait_time)
-        self.timers.set(ServerTimer.IN_STATE_QCC, now + wait)
+        rtt = self.clients.highest_rtt()
+        self._send_qcc(self._wait_time + rtt)
+        # The last answer takes its way when the back-off is over (deviation 65).
+        self.timers.set(ServerTimer.IN_STATE_QCC, now + self._wait_time + 2 * rtt)
 
     def _send_qcc(self, back_off: float) -> None:
         self.outbox.put(Qcc(self._next_qcc_seq_no, milliseconds(back_off)))
@@ -472,11 +473,12 @@ class ServerTransport:
         self.timers.set(ServerTimer.OUT_STATE_QCC, now + self._out_state_wait())
 
     def _out_state_back_off(self) -> float:
-        """QCRBackOff, seconds."""
-        return max(self.parameters.qcc_interval, 0.001 * len(self.clients.active))
+        """QCRBackOff, seconds; RTTs exclude back-off, so this does not feed on itself (deviation 20)."""
+        back_off = max(self.parameters.qcc_interval, 0.001 * len(self.clients.active))
+        return min(back_off + self.clients.highest_rtt(), 65.0)
 
     def _out_state_wait(self) -> float:
-        """From one QCC to the next; RTTs exclude back-off, so this does not feed on itself (deviation 20)."""
+        """From one QCC to the next, seconds."""
         return min(self._out_state_back_off() + self.clients.highest_rtt(), 65.0)
 
     # ------------------------------------------------------------------ time
