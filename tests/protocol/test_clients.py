@@ -116,3 +116,39 @@ def test_highest_rtt_counts_active_clients_only(lists):
     assert lists.highest_rtt() == 0.5
     lists.kick(lists.active[1])
     assert lists.highest_rtt() == 0.25
+
+
+def heir(lists, client_id, *, rtt, answered=True, heard=10.0, gave_up_on=False, progress=50):
+    each = record(client_id)
+    each.rtt, each.qcr_received, each.last_update = rtt, answered, heard
+    each.gave_up_on, each.progress = gave_up_on, progress
+    lists.add_pending(each)
+    lists.activate(each)
+    return each
+
+
+def test_successor_is_the_client_with_the_highest_rtt_that_answered(lists):
+    heir(lists, 1, rtt=0.1)
+    far = heir(lists, 2, rtt=0.3)
+    heir(lists, 3, rtt=0.9, answered=False)
+    assert lists.successor(5.0) is far
+
+
+def test_successor_was_heard_lately_enough(lists):
+    heir(lists, 1, rtt=0.9, heard=4.999)
+    just = heir(lists, 2, rtt=0.1, heard=5.0)
+    assert lists.successor(5.0) is just
+
+
+def test_successor_is_nobody_who_was_given_up_on(lists):
+    heir(lists, 1, rtt=0.9, gave_up_on=True)
+    assert lists.successor(5.0) is None
+    other = heir(lists, 2, rtt=0.1)
+    assert lists.successor(5.0) is other
+
+
+def test_successor_still_misses_blocks_where_there_is_such_a_client(lists):
+    done = heir(lists, 1, rtt=0.9, progress=100)
+    assert lists.successor(5.0) is done
+    behind = heir(lists, 2, rtt=0.1, progress=99)
+    assert lists.successor(5.0) is behind

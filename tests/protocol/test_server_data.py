@@ -124,6 +124,16 @@ def test_ack_starts_the_count_of_spms_anew(alone):
         assert alone.transport.state is ServerState.DATA
 
 
+def test_five_spms_follow_the_last_ack(alone):
+    alone.ack(alone.master, 0, alone.timers.get(ServerTimer.SPM) - 0.001)
+    alone.sent()
+    left = 0
+    while alone.transport.state is ServerState.DATA:
+        alone.transport.handle_timers(alone.timers.get(ServerTimer.SPM))
+        left += len(alone.sent(Spm))
+    assert left == 5
+
+
 def test_ack_that_is_not_accepted_does_not_start_the_count_anew(pair):
     while pair.transport.state is ServerState.DATA:
         due = pair.timers.get(ServerTimer.SPM)
@@ -245,6 +255,18 @@ def test_ack_of_what_was_never_sent_is_refused(alone, beyond):
     alone.send_all(T + 2)
     assert alone.ack(alone.master, 1 + beyond, T + 2, loss=10**15) is DropReason.STALE
     assert (alone.data.mc_trail, alone.data.window.size, alone.data.mc_loss) == (0, 1, 0.0)
+
+
+def test_accepted_packets_are_counted_one_by_one(pair):
+    pair.data.give([(1, 9)])
+    pair.send_all(T + 2)
+    pair.ack(pair.master, 1, T + 2.1)
+    pair.ack(pair.master, 1, T + 2.2)
+    pair.ack(pair.others[0], 1, T + 2.3)
+    pair.ack(pair.master, 99, T + 2.4)
+    pair.nack(pair.others[0], ((1, 1),), T + 2.5)
+    counters = pair.data.counters
+    assert (counters.acks, counters.nacks, counters.data_packets) == (2, 1, 1)
 
 
 def test_ack_below_what_was_acknowledged_is_refused(alone):
