@@ -326,6 +326,52 @@ def test_wait_is_short_again_after_a_round_with_data():
     assert script.application.next_deadline() == pytest.approx(decided + script.parameters.empty_query_wait)
 
 
+def test_blocks_of_which_a_round_brought_nobody_any_are_sent_again_after_a_wait_that_grows():
+    script = Script()
+    now, waits = T, []
+    for turn in range(8):
+        script.answer(1, [(1, 9)], now)
+        decided = script.due()
+        if turn:
+            assert script.state is ApplicationState.RESTING
+            assert len(script.below.given) == turn
+            waits.append(script.application.next_deadline() - decided)
+            script.answer(1, [(1, 9)], script.due())
+            script.due()
+        assert script.state is ApplicationState.DATA
+        assert len(script.below.given) == turn + 1
+        now = decided + 50
+        script.application.data_empty(now)
+    first, longest = script.parameters.empty_query_wait, script.parameters.max_empty_query_wait
+    assert waits == pytest.approx([min(first * 2**turn, longest) for turn in range(7)])
+
+
+@pytest.mark.parametrize("again", [[(1, 8)], [(2, 9)], [(1, 9), (11, 12)]])
+def test_blocks_are_sent_again_at_once_when_the_round_changed_what_somebody_misses(again):
+    script = Script(clients=(1, 2))
+    script.round({1: [(1, 9)], 2: [(1, 9)]})
+    script.application.data_empty(T + 50)
+    script.answer(1, [(1, 9)], T + 50)
+    script.answer(2, again, T + 50)
+    script.due()
+    assert script.state is ApplicationState.DATA
+    assert len(script.below.given) == 2
+
+
+def test_wait_for_a_disk_that_stands_still_is_short_again_when_it_has_moved():
+    script = Script()
+    waits = []
+    for start in (1, 1, 1, 2, 2):
+        script.answer(1, [(start, 9)], T)
+        decided = script.due()
+        if script.state is ApplicationState.RESTING:
+            waits.append(script.application.next_deadline() - decided)
+            script.answer(1, [(start, 9)], script.due())
+            script.due()
+        script.application.data_empty(decided + 50)
+    assert waits == pytest.approx([0.25, 0.5, 0.25])
+
+
 def resting():
     """A session whose only client has answered four queries that it misses nothing."""
     script = Script()

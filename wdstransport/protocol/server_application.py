@@ -73,6 +73,7 @@ class ServerApplication:
         self._answers_before: dict[int, wire.CntCir] = {}
         self._deadline = math.inf
         self._rest = parameters.empty_query_wait
+        self._rested = False
         self._gate_open = False
         self._first_client_at: float | None = None
 
@@ -204,8 +205,13 @@ class ServerApplication:
         if not merged:
             self._rest_before_query(now)
             return
-        self._rest = self._parameters.empty_query_wait
-        self._deadline = math.inf
+        if not moving and not self._rested:
+            self._rested = True
+            self._rest_before_query(now)
+            return
+        self._rested = False
+        if moving:
+            self._rest = self._parameters.empty_query_wait
         self.state = ApplicationState.DATA
         if not self.rounds:
             self.events.append(SendingBegan(self._below.active_clients()))
@@ -215,7 +221,7 @@ class ServerApplication:
         self._below.give(list(self.plan))
 
     def _rest_before_query(self, now: float) -> None:
-        """Nothing to send though somebody is there: ask again, ever less often (deviation 38)."""
+        """Nothing to send, or nothing of what was sent was stored: ask again, ever later (deviation 38)."""
         self.state = ApplicationState.RESTING
         self._deadline = now + self._rest
         self._rest = min(self._rest * 2, self._parameters.max_empty_query_wait)

@@ -162,8 +162,13 @@ class ServerTransport:
             self._send_kick()  # it has not heard yet that it is removed; joining again does not undo that
             return DropReason.STATE
         if record is not None and record.client_id in self.clients.demoted:
-            self._send_demote()
-            return DropReason.STATE
+            if record.join_ack_send_count < self.parameters.max_demoted_joins:
+                record.join_ack_send_count += 1
+                self._send_demote()
+                return DropReason.STATE
+            # Another program at that address, to which the DEMOTE means nothing (deviation 56).
+            self._forget(record, Gone.DEMOTED)
+            record = None
         if record is None:
             if len(self.clients.active) >= self.parameters.max_clients:
                 return DropReason.STATE  # deviation 54
@@ -404,6 +409,7 @@ class ServerTransport:
         if record is None or not record.supports_demote:
             return False
         self._demote_target = target
+        record.join_ack_send_count = 0
         self.clients.demote(record)
         if ServerTimer.DEMOTE not in self.timers:
             self._send_demote()
