@@ -117,6 +117,21 @@ def test_damaged_packet_is_dropped_and_counted_by_its_reason(client, damage, rea
     assert client.sent(T) == []
 
 
+@pytest.mark.parametrize("security", [NoSecurity(), ChecksumSecurity(), HashSecurity(b"key")])
+@pytest.mark.parametrize("what", ["data", "spm"])
+def test_packet_that_ends_at_any_byte_is_dropped_and_counted(security, what):
+    client = ClientWire(client_security=security, server_security=security).regular()
+    whole = client.data(1, 1, 1) if what == "data" else client.sealed(Spm(1, ME, 1, 1, 0, 5, 1))
+    known = snapshot(client.transport)
+    # Without a checksum a packet may also end before its OptionsCount (deviation 13).
+    lengths = range(1, len(whole) - 2)
+    for length in lengths:
+        client.hear(whole[:length], T)
+    assert client.session.dropped.total() == len(lengths)
+    assert snapshot(client.transport) == known
+    assert client.sent(T) == []
+
+
 def test_packet_of_another_session_is_dropped(client):
     client.hear(client.sealed(Qcc(1, 0), session_id=SESSION + 1), T)
     data = client.data(1, 1, 2, session_id=SESSION + 1)

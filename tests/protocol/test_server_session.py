@@ -231,6 +231,17 @@ def test_damaged_packet_is_dropped_and_counted_by_its_reason(server, damage, rea
     assert server.session.clients() == []
 
 
+@pytest.mark.parametrize("packet", [Join("pc", bytes(4), b""), Ack(1, 0, 0, 0, 0), Nack(1, 9, 0, ((1, 2),))])
+def test_packet_that_ends_at_any_byte_is_dropped_and_counted(server, packet):
+    whole = server.sealed(packet)
+    lengths = range(1, len(whole) - 2)
+    for length in lengths:
+        server.hear(whole[:length], 1, T)
+    assert server.session.dropped.total() == len(lengths)
+    assert server.sent(T) == []
+    assert server.session.clients() == []
+
+
 def test_packet_of_another_session_is_dropped(server):
     server.hear(server.sealed(Join("pc", bytes(4), b""), session_id=SESSION + 1), 1, T)
     server.hear(server.sealed(Ack(1, 0, 0, 0, 0), session_id=SESSION + 1), 1, T)
