@@ -10,10 +10,14 @@ from wdstransport.errors import TransportError, UsageError
 from wdstransport.net.interfaces import Interface, family_of, find_interface
 from wdstransport.net.multicast import OpenSocket, is_port_in_use, open_server_socket
 
-__all__ = ["Place", "SessionPlaces"]
+__all__ = ["NoFreePortError", "Place", "SessionPlaces"]
 
 _GROUP4, _GROUP6 = "239.192.80.1", "ff15::5744:1"
 _SNDBUF, _RCVBUF = 1 << 20, 4 << 20
+
+
+class NoFreePortError(TransportError):
+    """Every UDP port of the range for sessions is taken; one is free again when a session ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,8 @@ class SessionPlaces:
         """A session's socket, on a port of the range.
 
         Raises:
-            TransportError: no port is free, or the system refuses.
+            NoFreePortError: every port of the range is taken.
+            TransportError: the system refuses.
         """
         if self._ports is None:
             return open_server_socket(place.address, 0, place.interface, ttl, sndbuf=_SNDBUF, rcvbuf=_RCVBUF)
@@ -102,7 +107,7 @@ class SessionPlaces:
             except TransportError as error:
                 if not is_port_in_use(error):
                     raise
-        raise TransportError(
+        raise NoFreePortError(
             f"no UDP port from {self._ports[0]} to {self._ports[1]} is free on {place.address}; "
             "widen --session-ports"
         )

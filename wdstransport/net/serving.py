@@ -126,7 +126,7 @@ class ServedSession:
 
     async def is_current(self) -> bool:
         """Whether it can take one more client: running, and its content what it was when it began."""
-        if self._ending or self.ended.is_set() or self.driver.error is not None:
+        if self.ending:
             return False
         try:
             await trio.to_thread.run_sync(self.driver.source.check)
@@ -134,7 +134,17 @@ class ServedSession:
             self.driver.error = error
             self.end(trio.current_time())
             return False
-        return not (self._ending or self.ended.is_set())
+        return not self.ending
+
+    @property
+    def ending(self) -> bool:
+        """Whether it is on its way out, or over: nobody is let in any more."""
+        return self._ending or self.ended.is_set() or self.driver.error is not None
+
+    @property
+    def unused(self) -> bool:
+        """Whether nobody has joined it, or everybody has left; who has not confirmed yet counts."""
+        return not self.driver.session.clients()
 
     async def run(self) -> None:
         """Run until it is over."""
@@ -328,7 +338,8 @@ def open_session(
 
     Raises:
         UsageError: a block size that no datagram can hold.
-        TransportError: no port or group is free, or the interface cannot do it.
+        NoFreePortError: every port of the range for sessions is taken.
+        TransportError: no group is left, or the interface cannot do it.
     """
     check_rate(settings.rate)
     family = family_of(place.address)
