@@ -6,6 +6,7 @@ import pytest
 import trio
 from loopback import HOST, Client, Events, MemoryNamespace
 
+from wdstransport.content.namespaces import DirectoryNamespace, FilesNamespace
 from wdstransport.errors import ClosedError
 from wdstransport.net.interfaces import find_interface
 from wdstransport.net.places import NoFreePortError, Place, SessionPlaces
@@ -141,3 +142,19 @@ async def test_a_table_that_closes_while_a_port_is_waited_for_opens_nothing(tabl
         await table.close(trio.current_time())
     assert len(raised) == 1
     assert table.contents() == []
+
+
+async def test_a_file_asked_for_with_backslashes_is_delivered_by_the_session_for_slashes(table, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "tiny.bin").write_bytes(b"tiny")
+    namespace = DirectoryNamespace("images", tmp_path)
+    one, other = [await table.session(namespace, name, place()) for name in ("sub\\tiny.bin", "sub/tiny.bin")]
+    assert one is other
+    assert one.content == "sub/tiny.bin"
+
+
+async def test_a_backslash_in_the_name_of_a_listed_file_is_left_as_it_is(table, tmp_path):
+    (tmp_path / "a\\b").write_bytes(b"tiny")
+    namespace = FilesNamespace("images", [tmp_path / "a\\b"])
+    served = await table.session(namespace, "a\\b", place())
+    assert served.content == "a\\b"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import trio
 
-from wdstransport.content.namespaces import Namespace
+from wdstransport.content.namespaces import Namespace, SpellingNamespace
 from wdstransport.content.sources import Source
 from wdstransport.errors import ClosedError, UsageError
 from wdstransport.net.places import NoFreePortError, Place, SessionPlaces
@@ -91,6 +91,8 @@ class SessionTable:
             NoFreePortError: every port of the range is taken, and no session that nobody uses holds one.
             TransportError: the session has no place on this machine.
         """
+        if isinstance(namespace, SpellingNamespace):
+            content = namespace.canonical(content)
         key = (namespace.name, content, place.address, level)
         while key in self._opening:
             await self._opening[key].wait()
