@@ -245,6 +245,17 @@ class TestGroupsAndPorts:
             groups = [event.group[0] for event in site.events.of(SessionOpened)]
         assert groups == ["239.193.7.254", "239.193.7.255", "239.193.8.0"]
 
+    async def test_a_group_of_a_family_that_is_not_listened_on_fails_the_opening_which_may_be_repeated(self):
+        options = {"interface": HOST, "port": 0}
+        async with trio.open_nursery() as nursery:
+            server = wdstransport.TransportServer([], group="ff15::1", **options)
+            for _ in range(2):
+                with pytest.raises(wdstransport.UsageError, match=r"ff15::1 is IPv6.*IPv4 only.*--interface"):
+                    await server.open(nursery)
+            assert server.port == 0
+        async with serving(image(100), group="239.193.7.1") as site:
+            assert await site.receive() == image(100)
+
     async def test_when_no_port_is_free_the_oldest_idle_session_ends_and_the_next_takes_its_port(self):
         port = free_port()
         files = {name: image(100) for name in "abc"}
@@ -333,6 +344,7 @@ class TestGroupsAndPorts:
             {"block_size": 0},
             {"block_size": 70_000},
             {"group": "192.0.2.1"},
+            {"group": "224.0.0.77"},
             {"session_ports": (5, 4)},
         ],
         ids=str,

@@ -83,7 +83,7 @@ class TransportServer:
                 asked on.
             port: UDP port for requests (MS-WDSMSI 1.9).
             group: multicast address of the first session; each further one takes the next. None for one of
-                the administratively scoped ones.
+                the administratively scoped ones, which serve clients of the other address family, too.
             session_ports: lowest and highest UDP port for sessions; None lets the system choose. When all are
                 taken, the oldest session without clients ends for a new one.
             min_clients: how many must have joined before sending starts (1: with the first, AutoCast).
@@ -194,7 +194,7 @@ class TransportServer:
 
         Raises:
             ClosedError: it was closed before, or while this waited.
-            UsageError: it is open, or there is no such interface.
+            UsageError: it is open, there is no such interface, or the group's family is not listened on.
             TransportError: the port is taken. It may be tried again, as after an UsageError.
         """
         self._check_not_closed()
@@ -231,18 +231,24 @@ class TransportServer:
             raise ClosedError("a closed server cannot be opened again; make a new one")
 
     def _listen(self, interface: Interface | None) -> None:
-        for address, family in self._listen_on(interface):
-            try:
-                self._listeners.append(InitiationListener(address, self._port, family))
-            except TransportError:
-                if family == socket.AF_INET6 and self._listeners:
-                    continue  # a machine without IPv6 serves IPv4
-                for listener in self._listeners:
-                    listener.close()
-                self._listeners.clear()
-                raise
-            if self._port == 0:
-                self._port = self._listeners[0].address[1]
+        port, families = self._port, set()
+        try:
+            for address, family in self._listen_on(interface):
+                try:
+                    self._listeners.append(InitiationListener(address, port, family))
+                except TransportError:
+                    if family == socket.AF_INET6 and self._listeners:
+                        continue  # a machine without IPv6 serves IPv4
+                    raise
+                families.add(family)
+                port = self._listeners[0].address[1]
+            self._places.check_group(families)
+        except TransportError:
+            for listener in self._listeners:
+                listener.close()
+            self._listeners.clear()
+            raise
+        self._port = port
 
     def _listen_on(self, interface: Interface | None) -> list[tuple[str | None, int]]:
         if interface is None:
