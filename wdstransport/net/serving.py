@@ -141,11 +141,6 @@ class ServedSession:
         """Whether it is on its way out, or over: nobody is let in any more."""
         return self._ending or self.ended.is_set() or self.driver.error is not None
 
-    @property
-    def unused(self) -> bool:
-        """Whether nobody has joined it, or everybody has left; who has not confirmed yet counts."""
-        return not self.driver.session.clients()
-
     async def run(self) -> None:
         """Run until it is over."""
         error: str | None = None

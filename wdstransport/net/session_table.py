@@ -183,7 +183,8 @@ class SessionTable:
     def _evict(self, address: str | None = None) -> ServedSession | None:
         """End the oldest session that nobody has joined or everybody has left, at an address or at any."""
         for key, served in self._current.items():
-            if served.unused and address in (None, served.place.address):
+            # Who has joined and not confirmed yet is a client, too.
+            if not served.driver.session.clients() and address in (None, served.place.address):
                 served.end(trio.current_time())
                 del self._current[key]
                 return served
