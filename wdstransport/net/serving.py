@@ -92,6 +92,7 @@ class ServedSession:
         self.warnings = opened.warnings
         self.ended = trio.Event()
         self._askers: set[Endpoint] = set()
+        self._without_joining = 0
         self._places = places
         self._start = start
         self._clients = clients
@@ -112,6 +113,7 @@ class ServedSession:
             if len(self._askers) >= _ASKERS:
                 self._askers.clear()
             self._askers.add(asker)
+            self._without_joining += 1
             self._completed()
         return Reply(
             multicast_address=_packed(self.group[0]),
@@ -281,7 +283,7 @@ class ServedSession:
             nacks=counters.nacks,
             acks=counters.acks,
             bytes_per_second=(sent - sent_then) / (now - then) if now > then else 0.0,
-            completed=session.completed,
+            completed=session.completed + self._without_joining,
             clients=tuple(_client(record, state, now) for record, state in self._listed()),
             dropped=dict(session.dropped),
         )
