@@ -125,6 +125,14 @@ async def test_ports_that_others_hold_end_no_wait_and_no_session_elsewhere(table
         sock.close()
 
 
+async def test_a_port_that_is_not_freed_in_time_is_not_waited_for_any_longer(table, monkeypatch):
+    monkeypatch.setattr("wdstransport.net.session_table._LEAVING", 0.0)
+    for name in "ab":
+        await table.find_or_open(name)
+    with pytest.raises(NoFreePortError):
+        await table.find_or_open("c")
+
+
 async def test_a_table_that_closes_while_a_port_is_waited_for_opens_nothing(table):
     for name in "ab":
         await table.find_or_open(name)
