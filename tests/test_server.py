@@ -392,6 +392,7 @@ class TestChangedContent:
             for reception in receptions:
                 await reception.ended.wait()
                 assert isinstance(reception.error, RemovedError)
+                assert "the image changed or could not be read there" in str(reception.error)
                 assert not reception.sink.finished
             ended = await site.events.wait(SessionEnded)
             assert ended.reason == "error"
