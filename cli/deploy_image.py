@@ -46,9 +46,17 @@ class Security(StrEnum):
 
 
 Namespace = Annotated[str, typer.Option(metavar="NAME", help="Namespace that the content is in.")]
-Interface = Annotated[
+ServerInterface = Annotated[
     str | None,
-    typer.Option(metavar="IF", help="Network interface, by name or address. Default: the one that routes."),
+    typer.Option("--interface", metavar="IF", help="Network interface, by name or address. Default: all."),
+]
+ClientInterface = Annotated[
+    str | None,
+    typer.Option(
+        "--interface",
+        metavar="IF",
+        help="Network interface, by name or address. Default: the one that leads to the server.",
+    ),
 ]
 SecurityMode = Annotated[
     Security, typer.Option(help="Packet protection; server and clients must use the same.")
@@ -82,7 +90,7 @@ def _parsed(option: str, parse: Callable[[str], _T], text: str) -> _T:
 def serve(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="A directory, or the files, to offer.")],
     namespace: Namespace = "images",
-    interface: Interface = None,
+    interface: ServerInterface = None,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="UDP port where clients ask; 0 picks a free one.")
     ] = 5041,
@@ -156,7 +164,7 @@ def receive(
     ],
     server: Annotated[str, typer.Option(metavar="HOST", help="The server's name or address.")],
     namespace: Namespace = "images",
-    interface: Interface = None,
+    interface: ClientInterface = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="UDP port where the server answers.")] = 5041,
     security: SecurityMode = Security.CHECKSUM,
     timeout: Annotated[

@@ -28,6 +28,7 @@ _LISTED = 20
 _REMEMBERED = 50
 """Sessions that the last lines name, of a server that may have run for months."""
 _WILDCARDS = ("", "0.0.0.0", "::")
+_REFUSALS = {30: "cannot be read", 69: "has to wait, every session that there may be has clients"}
 _LEAVING = {
     "complete": "has the whole image",
     "cancelled": "left before it was complete",
@@ -172,8 +173,9 @@ class ServeNarrator:
                 why = f"failed: {item.error}" if item.error else f"ended ({item.reason})"
                 yield f"session {item.session_id} {why}"
             case wdstransport.RequestRefused():
+                what, fault = f"{item.namespace}/{item.content}", _REFUSALS.get(item.code)
                 yield (
-                    f"refused {endpoint(item.address)}: no {item.namespace}/{item.content} here "
+                    f"refused {endpoint(item.address)}: {f'{what} {fault}' if fault else f'no {what} here'} "
                     f"(error {item.code} sent)"
                 )
             case wdstransport.Warned():

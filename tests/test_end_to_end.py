@@ -268,6 +268,8 @@ async def test_content_of_no_bytes_is_a_complete_download(tmp_path, served, serv
     assert await client.ended() == 0
     assert (tmp_path / "copy").read_bytes() == b""
     assert await server.ended() == 0
+    last = server.of("statistics")[-1]
+    assert [session["completed"] for session in last["sessions"]] == [last["completed"]] == [1]
 
 
 async def test_an_image_on_standard_output_goes_to_another_program(served, serve, start, nursery):

@@ -25,7 +25,6 @@ from wdstransport import (
     ClientJoined,
     ClientLeft,
     DirectoryNamespace,
-    NobodyAnsweredError,
     RefusedError,
     RemovedError,
     RequestRefused,
@@ -42,6 +41,13 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 SLOW = 400_000.0
 """Bytes per second at which a transfer is under way for as long as a test needs it to be."""
+
+
+def free_port():
+    """A UDP port that nobody holds at the moment."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
 
 
 class TestServing:
@@ -239,19 +245,74 @@ class TestGroupsAndPorts:
             groups = [event.group[0] for event in site.events.of(SessionOpened)]
         assert groups == ["239.193.7.254", "239.193.7.255", "239.193.8.0"]
 
-    async def test_sessions_stay_within_their_ports_and_the_next_is_told_why_not(self):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.bind((HOST, 0))
-            port = probe.getsockname()[1]
-        files = {"a": image(100), "b": image(100)}
+    async def test_a_group_of_a_family_that_is_not_listened_on_fails_the_opening_which_may_be_repeated(self):
+        options = {"interface": HOST, "port": 0}
+        async with trio.open_nursery() as nursery:
+            server = wdstransport.TransportServer([], group="ff15::1", **options)
+            for _ in range(2):
+                with pytest.raises(wdstransport.UsageError, match=r"ff15::1 is IPv6.*IPv4 only.*--interface"):
+                    await server.open(nursery)
+            assert server.port == 0
+        async with serving(image(100), group="239.193.7.1") as site:
+            assert await site.receive() == image(100)
+
+    async def test_when_no_port_is_free_the_oldest_idle_session_ends_and_the_next_takes_its_port(self):
+        port = free_port()
+        files = {name: image(100) for name in "abc"}
         async with serving(files, session_ports=(port, port)) as site:
-            await site.receive("a")
-            assert site.session.state == "idle"
-            (opened,) = site.events.of(SessionOpened)
-            assert opened.address[1] == opened.group[1] == port
-            with pytest.raises(NobodyAnsweredError):
-                await site.receive("b", timeout=0.2)
-            assert "--session-ports" in site.events.of(Warned)[-1].message
+            for name in files:
+                assert await site.receive(name) == files[name]
+                await site.events.wait(ClientLeft, "abc".index(name) + 1)
+            opened = site.events.of(SessionOpened)
+            assert [event.content for event in opened] == list(files)
+            assert all(event.address[1] == event.group[1] == port for event in opened)
+            ended = [event.session_id for event in site.events.of(SessionEnded)]
+            assert ended == [event.session_id for event in opened[:2]]
+            assert site.session.content == "c"
+            assert not any("--session-ports" in event.message for event in site.events.of(Warned))
+
+    async def test_when_no_port_is_free_who_joined_and_has_not_confirmed_yet_is_not_cut_off(self):
+        port = free_port()
+        async with serving({"a": image(100), "b": image(100)}, session_ports=(port, port)) as site:
+            client, other = Client(), Client()
+            await client.ask(site.port, "a")
+            await client.join()
+            assert await other.ask(site.port, "b") == ErrorReply(69)
+            assert site.session.content == "a"
+            for each in (client, other):
+                each.close()
+
+    async def test_a_changed_file_is_served_anew_from_the_only_port(self, tmp_path):
+        port, path = free_port(), tmp_path / "image"
+        path.write_bytes(image(10_000, 1))
+        namespace = DirectoryNamespace("images", tmp_path)
+        async with serving(namespace, session_ports=(port, port)) as site:
+            early = Client()
+            await early.enter(site.port)
+            await site.events.wait(ClientJoined)
+            path.write_bytes(image(20_000, 2))
+            assert await site.receive() == image(20_000, 2)
+            early.close()
+
+    async def test_when_every_port_has_clients_requests_are_refused_and_warned_of_once(self):
+        port = free_port()
+        files = {"a": image(500_000), "b": image(1000)}
+        async with (
+            serving(files, session_ports=(port, port), rate=SLOW) as site,
+            trio.open_nursery() as nursery,
+        ):
+            busy = Reception(nursery, site.port, content="a")
+            await busy.sink.begun.wait()
+            for count in (1, 2, 3):
+                with pytest.raises(RefusedError, match="too many") as caught:
+                    await site.receive("b")
+                assert caught.value.code == 69
+                assert len(site.events.of(RequestRefused, code=69)) == count
+            (warned,) = [event for event in site.events.of(Warned) if "--session-ports" in event.message]
+            assert HOST in warned.message
+            await busy.ended.wait()
+            assert busy.data == files["a"]
+            assert await site.receive("b") == files["b"]
 
     async def test_when_there_are_too_many_sessions_the_oldest_idle_one_goes(self):
         files = {name: image(1000) for name in "abc"}
@@ -283,6 +344,7 @@ class TestGroupsAndPorts:
             {"block_size": 0},
             {"block_size": 70_000},
             {"group": "192.0.2.1"},
+            {"group": "224.0.0.77"},
             {"session_ports": (5, 4)},
         ],
         ids=str,
@@ -330,6 +392,7 @@ class TestChangedContent:
             for reception in receptions:
                 await reception.ended.wait()
                 assert isinstance(reception.error, RemovedError)
+                assert "the image changed or could not be read there" in str(reception.error)
                 assert not reception.sink.finished
             ended = await site.events.wait(SessionEnded)
             assert ended.reason == "error"

@@ -24,7 +24,7 @@ from wdstransport.net.batching import probe_merging, probe_segmentation
 from wdstransport.net.client_setup import MODES
 from wdstransport.net.initiation import InitiationListener
 from wdstransport.net.interfaces import Endpoint, Interface, family_of, find_interface
-from wdstransport.net.places import SessionPlaces
+from wdstransport.net.places import NoFreePortError, SessionPlaces
 from wdstransport.net.served_client import ClientCallback, ClientRecords, ServedClient
 from wdstransport.net.serving import SessionSettings, check_rate
 from wdstransport.net.session_table import SessionTable
@@ -41,6 +41,8 @@ __all__ = ["ClientCallback", "ServedClient", "TransportServer"]
 _TOLD_PER_SECOND, _TOLD_AT_ONCE = 20.0, 100.0
 """Events of requests that fail, a second and at once. Events are never left out behind a slow reader, and
 forged requests cost their sender nothing: without a bound, what waits to be told grows."""
+_SAME_WARNING = 60.0
+"""Seconds in which one and the same warning is given once: a client that gets no answer asks every second."""
 _FILE_NOT_FOUND, _PATH_NOT_FOUND, _READ_FAULT, _TOO_MANY_SESSIONS = 2, 3, 30, 69
 
 
@@ -81,8 +83,9 @@ class TransportServer:
                 asked on.
             port: UDP port for requests (MS-WDSMSI 1.9).
             group: multicast address of the first session; each further one takes the next. None for one of
-                the administratively scoped ones.
-            session_ports: lowest and highest UDP port for sessions; None lets the system choose.
+                the administratively scoped ones, which serve clients of the other address family, too.
+            session_ports: lowest and highest UDP port for sessions; None lets the system choose. When all are
+                taken, the oldest session without clients ends for a new one.
             min_clients: how many must have joined before sending starts (1: with the first, AutoCast).
             max_wait: seconds after the first client when sending starts all the same; None: no limit.
             block_size: bytes; None for the largest that fits the interface's MTU.
@@ -138,6 +141,7 @@ class TransportServer:
         self._requests = 0
         self._refused = 0
         self._refusals = Allowance(_TOLD_PER_SECOND, _TOLD_AT_ONCE, -math.inf)
+        self._warned: dict[str, float] = {}
         self._completed = 0
         self._completion = trio.Condition()
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
@@ -190,7 +194,7 @@ class TransportServer:
 
         Raises:
             ClosedError: it was closed before, or while this waited.
-            UsageError: it is open, or there is no such interface.
+            UsageError: it is open, there is no such interface, or the group's family is not listened on.
             TransportError: the port is taken. It may be tried again, as after an UsageError.
         """
         self._check_not_closed()
@@ -227,18 +231,24 @@ class TransportServer:
             raise ClosedError("a closed server cannot be opened again; make a new one")
 
     def _listen(self, interface: Interface | None) -> None:
-        for address, family in self._listen_on(interface):
-            try:
-                self._listeners.append(InitiationListener(address, self._port, family))
-            except TransportError:
-                if family == socket.AF_INET6 and self._listeners:
-                    continue  # a machine without IPv6 serves IPv4
-                for listener in self._listeners:
-                    listener.close()
-                self._listeners.clear()
-                raise
-            if self._port == 0:
-                self._port = self._listeners[0].address[1]
+        port, families = self._port, set()
+        try:
+            for address, family in self._listen_on(interface):
+                try:
+                    self._listeners.append(InitiationListener(address, port, family))
+                except TransportError:
+                    if family == socket.AF_INET6 and self._listeners:
+                        continue  # a machine without IPv6 serves IPv4
+                    raise
+                families.add(family)
+                port = self._listeners[0].address[1]
+            self._places.check_group(families)
+        except TransportError:
+            for listener in self._listeners:
+                listener.close()
+            self._listeners.clear()
+            raise
+        self._port = port
 
     def _listen_on(self, interface: Interface | None) -> list[tuple[str | None, int]]:
         if interface is None:
@@ -297,12 +307,13 @@ class TransportServer:
         except ContentNotFoundError:
             return self._refuse(request, source, _FILE_NOT_FOUND)
         except ContentError as error:
-            if self._may_tell():
-                self._warn(str(error))
+            self._warn(str(error), str(error))
             return self._refuse(request, source, _READ_FAULT)
+        except NoFreePortError as error:
+            self._warn(str(error), f"request of {source[0]} for {request.content!r} refused: {error}")
+            return self._refuse(request, source, _TOO_MANY_SESSIONS)
         except TransportError as error:
-            if self._may_tell():
-                self._warn(f"request of {source[0]} for {request.content!r} not answered: {error}")
+            self._warn(str(error), f"request of {source[0]} for {request.content!r} not answered: {error}")
             return None
         return served.offer(source)
 
@@ -328,7 +339,13 @@ class TransportServer:
         self._refusals.spend(1, now)
         return True
 
-    def _warn(self, message: str) -> None:
+    def _warn(self, cause: str, message: str) -> None:
+        """Tell what went wrong with a request, for each cause once a minute."""
+        now = trio.current_time()
+        if now - self._warned.get(cause, -math.inf) < _SAME_WARNING or not self._may_tell():
+            return
+        self._warned = {old: at for old, at in self._warned.items() if now - at < _SAME_WARNING}
+        self._warned[cause] = now
         self._tell(Warned(seconds=self._seconds(), message=message))
 
     def _seconds(self) -> float:

@@ -53,6 +53,13 @@ def test_the_help_says_that_a_rate_is_bits():
     assert "900M means 900 Mbit/s" in help_of("serve")
 
 
+@pytest.mark.parametrize(
+    ("command", "default"), [("serve", "all."), ("receive", "the one that leads to the server.")]
+)
+def test_the_help_says_which_interface_each_side_takes_without_the_option(command, default):
+    assert f"Network interface, by name or address. Default: {default}" in help_of(command)
+
+
 def test_options_for_the_demo_alone_are_not_in_the_help():
     assert "--drop-" not in help_of("receive")
 

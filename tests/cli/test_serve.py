@@ -259,6 +259,11 @@ def test_every_event_of_a_server_has_a_line(narrator):
         seconds=1.0, address=address, namespace="images", content="../x", code=2
     )
     assert told(narrator, refused) == ["refused 10.0.0.7:4001: no images/../x here (error 2 sent)"]
+    full = wdstransport.RequestRefused(seconds=1.0, address=address, namespace="images", content="a", code=69)
+    assert told(narrator, full) == [
+        "refused 10.0.0.7:4001: images/a has to wait, every session that there may be has clients "
+        "(error 69 sent)"
+    ]
     assert told(narrator, wdstransport.Warned(seconds=1.0, message="m")) == ["warning: m"]
     ended = wdstransport.SessionEnded(seconds=1.0, session_id=1, reason="source-changed", error="it shrank")
     assert told(narrator, ended) == ["session 1 failed: it shrank"]

@@ -79,6 +79,34 @@ class TestGroups:
         with pytest.raises(UsageError, match=r"239\.192"):
             SessionPlaces(group, None)
 
+    @pytest.mark.parametrize(
+        ("group", "why"),
+        [
+            ("224.0.0.0", "every port"),
+            ("224.0.0.251", "every port"),
+            ("ff01::1", "this machine"),
+            ("ff11::5744:1", "this machine"),
+        ],
+    )
+    def test_a_group_that_is_flooded_or_stays_inside_is_refused_with_its_reason(self, group, why):
+        with pytest.raises(UsageError, match=rf"{why}.*239\.192.*ff15:"):
+            SessionPlaces(group, None)
+
+    @pytest.mark.parametrize(("group", "family"), [("224.0.1.0", V4), ("ff02::5744:1", V6)])
+    def test_a_group_next_to_the_refused_ones_is_taken(self, group, family):
+        assert SessionPlaces(group, None).take_group(family) == group
+
+    @pytest.mark.parametrize(
+        ("group", "families", "instead"), [("ff15::1", {V4}, "239.192"), ("239.192.0.1", {V6}, "ff15:")]
+    )
+    def test_a_group_of_a_family_that_is_not_listened_on_is_refused(self, group, families, instead):
+        with pytest.raises(UsageError, match=f"{instead}.*--group.*--interface"):
+            SessionPlaces(group, None).check_group(families)
+
+    @pytest.mark.parametrize("group", [None, "ff15::1", "239.192.0.1"])
+    def test_a_group_of_one_of_the_families_listened_on_is_taken(self, group):
+        SessionPlaces(group, None).check_group({V4, V6})
+
     @settings(max_examples=50)
     @given(st.lists(st.one_of(st.none(), st.integers(0, 30)), max_size=60))
     def test_no_group_is_handed_out_twice_at_a_time(self, steps):

@@ -262,6 +262,13 @@ class TestRunning:
         assert served.statistics().completed == 1
         assert served.statistics().state == "idle"
 
+    async def test_content_of_no_bytes_is_complete_for_each_who_asks_however_often(self, site, run):
+        served = site.open(b"")
+        run(served)
+        for asker in ((HOST, 4001), (HOST, 4002), (HOST, 4001)):
+            served.offer(asker)
+        assert served.statistics().completed == site.completed == 2
+
     async def test_two_snapshots_at_the_same_moment_are_no_division_by_zero(self, site, run, autojump_clock):
         served = site.open()
         assert served.statistics().bytes_per_second == served.statistics().bytes_per_second == 0.0

@@ -11,12 +11,12 @@ import stat
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from wdstransport.content.sources import FileSource, Source, open_error
 from wdstransport.errors import ContentError, ContentNotFoundError, UsageError
 
-__all__ = ["DirectoryNamespace", "FilesNamespace", "Namespace", "build_namespaces"]
+__all__ = ["DirectoryNamespace", "FilesNamespace", "Namespace", "SpellingNamespace", "build_namespaces"]
 
 _MAX_LINKS = 40
 """Symbolic links followed for one name: Linux's own limit (path_resolution(7))."""
@@ -45,6 +45,14 @@ class Namespace(Protocol):
         """What can be asked for now: names and sizes in bytes, sorted by name. Blocks."""
 
 
+@runtime_checkable
+class SpellingNamespace(Protocol):
+    """What a namespace has as well in which one content can be asked for by several names."""
+
+    def canonical(self, content: str) -> str:
+        """The name that is the same for every spelling; there need be no such content. Does not block."""
+
+
 class DirectoryNamespace:
     """Every regular file below a directory, as `file.wim` or `folder/file.wim`.
 
@@ -68,9 +76,13 @@ class DirectoryNamespace:
         if not os.path.isdir(self.root):
             raise UsageError(f"{os.fspath(root)} is not a directory; name a directory that exists, or files.")
 
+    def canonical(self, content: str) -> str:
+        """See `SpellingNamespace.canonical`."""
+        return content.replace("\\", "/")
+
     def open(self, content: str) -> Source:
         """See `Namespace.open`."""
-        parts = content.replace("\\", "/").split("/")
+        parts = self.canonical(content).split("/")
         # One file must not have several names: `a//b` and `./a/b` would each get a session of their own.
         if "\0" in content or any(part in ("", ".", "..") for part in parts):
             raise ContentNotFoundError(

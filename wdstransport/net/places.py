@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Set
 from dataclasses import dataclass
 
 from wdstransport.errors import TransportError, UsageError
 from wdstransport.net.interfaces import Interface, family_of, find_interface
 from wdstransport.net.multicast import OpenSocket, is_port_in_use, open_server_socket
 
-__all__ = ["Place", "SessionPlaces"]
+__all__ = ["NoFreePortError", "Place", "SessionPlaces"]
 
+_USABLE = {
+    socket.AF_INET: "an IPv4 one from 239.192.0.0 to 239.195.255.255",
+    socket.AF_INET6: "an IPv6 one that begins with ff15:",
+}
+_FLOODED = ipaddress.ip_network("224.0.0.0/24")
 _GROUP4, _GROUP6 = "239.192.80.1", "ff15::5744:1"
 _SNDBUF, _RCVBUF = 1 << 20, 4 << 20
+
+
+class NoFreePortError(TransportError):
+    """Every UDP port of the range for sessions is taken; one is free again when a session ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +41,30 @@ class SessionPlaces:
         """Start with a group, or the default ones; `ports` is lowest and highest, None for any.
 
         Raises:
-            UsageError: not a multicast address, or not a range of ports.
+            UsageError: not a multicast address or one that cannot be used, or not a range of ports.
         """
-        if group is not None:
-            try:
-                multicast = ipaddress.ip_address(group).is_multicast
-            except ValueError:
-                multicast = False
-            if not multicast:
-                raise UsageError(
-                    f"{group} is not a multicast address; take one from 239.192.0.0 to 239.195.255.255, "
-                    "or an IPv6 one that begins with ff15:"
-                )
+        if group is not None and (why := _unfit(group)) is not None:
+            raise UsageError(f"{group} {why}; give {' or '.join(_USABLE.values())}")
         if ports is not None and not 1 <= ports[0] <= ports[1] <= 65535:
             raise UsageError(f"{ports[0]}-{ports[1]} is not a range of UDP ports (1 to 65535, low first)")
         self._group = group
         self._ports = ports
         self._taken: set[str] = set()
+
+    def check_group(self, families: Set[int]) -> None:
+        """Refuse a group that no session of a server that listens on these families could be sent to.
+
+        Raises:
+            UsageError: the group is of another family.
+        """
+        if self._group is None or (family := family_of(self._group)) in families:
+            return
+        mine, theirs = ("IPv6", "IPv4") if family == socket.AF_INET6 else ("IPv4", "IPv6")
+        other = _USABLE[socket.AF_INET if family == socket.AF_INET6 else socket.AF_INET6]
+        raise UsageError(
+            f"the group {self._group} is {mine} and the server listens on {theirs} only, so no session could "
+            f"use it; give {other} as --group, or an --interface with an {mine} address"
+        )
 
     def locate(self, local: str, ipv6_capable: bool) -> Place:
         """Where to serve a request that came to `local` (MS-WDSMSI 3.1.5.3).
@@ -90,7 +107,8 @@ class SessionPlaces:
         """A session's socket, on a port of the range.
 
         Raises:
-            TransportError: no port is free, or the system refuses.
+            NoFreePortError: every port of the range is taken.
+            TransportError: the system refuses.
         """
         if self._ports is None:
             return open_server_socket(place.address, 0, place.interface, ttl, sndbuf=_SNDBUF, rcvbuf=_RCVBUF)
@@ -102,7 +120,22 @@ class SessionPlaces:
             except TransportError as error:
                 if not is_port_in_use(error):
                     raise
-        raise TransportError(
+        raise NoFreePortError(
             f"no UDP port from {self._ports[0]} to {self._ports[1]} is free on {place.address}; "
             "widen --session-ports"
         )
+
+
+def _unfit(group: str) -> str | None:
+    """Why sessions cannot be sent to a group, or None."""
+    try:
+        address = ipaddress.ip_address(group)
+    except ValueError:
+        return "is not a multicast address"
+    if not address.is_multicast:
+        return "is not a multicast address"
+    if address in _FLOODED:
+        return "belongs to the network's own protocols (224.0.0.0/24): switches send it to every port"
+    if address.version == 6 and address.packed[1] & 0x0F <= 1:
+        return "is interface-local: it does not leave this machine"
+    return None

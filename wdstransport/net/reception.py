@@ -264,7 +264,8 @@ class Reception:
             why = {
                 KickReason.POLICY_NOT_MET: "this client does not meet its policy",
                 KickReason.FALLBACK: "its administrator asks to get the content in another way",
-                KickReason.FAIL: "its administrator ended the transfer, or the server shut down",
+                KickReason.FAIL: "its administrator ended the transfer, the server shut down, or the image "
+                "changed or could not be read there",
             }[reason]
             raise RemovedError(
                 f"the server {offer.server[0]} removed this client: {why}. Ask its administrator before "

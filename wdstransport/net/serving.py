@@ -92,6 +92,7 @@ class ServedSession:
         self.warnings = opened.warnings
         self.ended = trio.Event()
         self._askers: set[Endpoint] = set()
+        self._without_joining = 0
         self._places = places
         self._start = start
         self._clients = clients
@@ -112,6 +113,7 @@ class ServedSession:
             if len(self._askers) >= _ASKERS:
                 self._askers.clear()
             self._askers.add(asker)
+            self._without_joining += 1
             self._completed()
         return Reply(
             multicast_address=_packed(self.group[0]),
@@ -126,7 +128,7 @@ class ServedSession:
 
     async def is_current(self) -> bool:
         """Whether it can take one more client: running, and its content what it was when it began."""
-        if self._ending or self.ended.is_set() or self.driver.error is not None:
+        if self.ending:
             return False
         try:
             await trio.to_thread.run_sync(self.driver.source.check)
@@ -134,7 +136,12 @@ class ServedSession:
             self.driver.error = error
             self.end(trio.current_time())
             return False
-        return not (self._ending or self.ended.is_set())
+        return not self.ending
+
+    @property
+    def ending(self) -> bool:
+        """Whether it is on its way out, or over: nobody is let in any more."""
+        return self._ending or self.ended.is_set() or self.driver.error is not None
 
     async def run(self) -> None:
         """Run until it is over."""
@@ -276,7 +283,7 @@ class ServedSession:
             nacks=counters.nacks,
             acks=counters.acks,
             bytes_per_second=(sent - sent_then) / (now - then) if now > then else 0.0,
-            completed=session.completed,
+            completed=session.completed + self._without_joining,
             clients=tuple(_client(record, state, now) for record, state in self._listed()),
             dropped=dict(session.dropped),
         )
@@ -328,7 +335,8 @@ def open_session(
 
     Raises:
         UsageError: a block size that no datagram can hold.
-        TransportError: no port or group is free, or the interface cannot do it.
+        NoFreePortError: every port of the range for sessions is taken.
+        TransportError: no group is left, or the interface cannot do it.
     """
     check_rate(settings.rate)
     family = family_of(place.address)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import trio
 
-from wdstransport.content.namespaces import Namespace
+from wdstransport.content.namespaces import Namespace, SpellingNamespace
 from wdstransport.content.sources import Source
 from wdstransport.errors import ClosedError, UsageError
-from wdstransport.net.places import Place, SessionPlaces
+from wdstransport.net.places import NoFreePortError, Place, SessionPlaces
 from wdstransport.net.served_client import ClientRecords
 from wdstransport.net.serving import ServedSession, SessionSettings, open_session
 from wdstransport.observe.events import ServerEvent, SessionOpened, Warned
@@ -20,6 +20,8 @@ __all__ = ["SessionKey", "SessionTable"]
 
 SessionKey = tuple[str, str, str, int]
 """Namespace, content, local address and level; level 1 is the slower session of DEMOTE."""
+_LEAVING = 2.0
+"""Seconds to wait for the port of a session that ends: as long as it may tell its clients, and some more."""
 
 
 class SessionTable:
@@ -86,8 +88,11 @@ class SessionTable:
         Raises:
             ClosedError: the server was closed, perhaps meanwhile.
             ContentError: there is no such content, or it cannot be read.
+            NoFreePortError: every port of the range is taken, and no session that nobody uses holds one.
             TransportError: the session has no place on this machine.
         """
+        if isinstance(namespace, SpellingNamespace):
+            content = namespace.canonical(content)
         key = (namespace.name, content, place.address, level)
         while key in self._opening:
             await self._opening[key].wait()
@@ -98,12 +103,35 @@ class SessionTable:
                 return served
             if not self._closed and len(self._current) >= self._max_sessions and not self._evict():
                 return None
-            source = await trio.to_thread.run_sync(namespace.open, content)
-            served = self._open(key, source, place, rate)
+            served = await self._open_in_its_turn(namespace, key, place, rate)
         finally:
             self._opening.pop(key).set()
         self._announce(served)
         return served
+
+    async def _open_in_its_turn(
+        self, namespace: Namespace, key: SessionKey, place: Place, rate: float | None
+    ) -> ServedSession:
+        """Open a session; when no port is free, after one has ended that nobody uses, or that ends anyway."""
+        while True:
+            source = await trio.to_thread.run_sync(namespace.open, key[1])
+            try:
+                return self._open(key, source, place, rate)
+            except NoFreePortError:
+                leaving = self._leaving(place.address)
+                if leaving is None:
+                    raise
+                with trio.move_on_after(_LEAVING) as patience:
+                    await leaving.ended.wait()
+                if patience.cancelled_caught:
+                    raise
+
+    def _leaving(self, address: str) -> ServedSession | None:
+        """A session at an address that is about to free its port; an unused one is ended if need be."""
+        for served in self._running:
+            if served.ending and served.place.address == address:
+                return served
+        return self._evict(address)
 
     def _open(self, key: SessionKey, source: Source, place: Place, rate: float | None) -> ServedSession:
         try:
@@ -152,14 +180,15 @@ class SessionTable:
         for warning in served.warnings:
             self._tell(Warned(seconds=seconds, message=warning))
 
-    def _evict(self) -> bool:
-        """End the oldest session that nobody has joined or that everybody has left."""
+    def _evict(self, address: str | None = None) -> ServedSession | None:
+        """End the oldest session that nobody has joined or everybody has left, at an address or at any."""
         for key, served in self._current.items():
-            if not served.driver.session.members:
+            # Who has joined and not confirmed yet is a client, too.
+            if not served.driver.session.clients() and address in (None, served.place.address):
                 served.end(trio.current_time())
                 del self._current[key]
-                return True
-        return False
+                return served
+        return None
 
     def _new_session_id(self) -> int:
         taken = {served.driver.session.session_id for served in self._running} | self._clients.session_ids()
