@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -237,6 +238,9 @@ def demo(
 
 def main() -> None:
     """The console script."""
+    # Before and after a command's work there is nothing to tidy up: a signal need not raise anything.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     for stream in (sys.stdout, sys.stderr):
         # Client names come from the network; in a terminal that is not UTF-8 they must not end the program.
         if isinstance(stream, TextIOWrapper):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+import signal
 import subprocess
 import sys
 
@@ -78,7 +79,23 @@ def test_the_help_comes_without_the_packages_that_move_packets():
     assert done.stdout.strip() == "[]"
 
 
-def test_a_name_that_the_terminal_cannot_show_does_not_end_the_program(monkeypatch):
+@pytest.fixture
+def interrupts():
+    """Pytest's own handling of SIGINT, before and after."""
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_outside_of_the_work_an_interrupt_ends_the_process_without_a_traceback(monkeypatch, interrupts):
+    monkeypatch.setattr(sys, "argv", ["deploy-image", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+
+
+def test_a_name_that_the_terminal_cannot_show_does_not_end_the_program(monkeypatch, interrupts):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "argv", ["deploy-image", "--help"])

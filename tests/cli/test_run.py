@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import sys
 import threading
 
 import pytest
@@ -170,7 +171,65 @@ def test_an_error_while_cleaning_up_after_a_signal_does_not_change_the_exit_code
     assert [type(item).__name__ for item in output.items] == ["Interrupted"]
 
 
-def test_a_second_interrupt_ends_a_clean_up_that_hangs():
+def test_a_second_signal_soon_after_the_first_does_not_break_the_clean_up(capsys):
+    output = Recording()
+
+    async def work(post):
+        try:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked()
+            signal.raise_signal(signal.SIGTERM)
+            post("LEAVE sent")
+
+    assert run(work, output) == 130
+    assert output.items[0] == "LEAVE sent"
+    assert output.items[1].signal == "SIGINT"
+    assert output.closed == 1
+    assert capsys.readouterr().err.count("interrupted by SIGINT") == 1
+
+
+def test_a_signal_while_the_last_words_are_said_changes_nothing(monkeypatch, capsys):
+    class Interrupting(io.StringIO):
+        def write(self, text: str) -> int:
+            signal.raise_signal(signal.SIGINT)
+            return super().write(text)
+
+    errors = Interrupting()
+    monkeypatch.setattr(sys, "stderr", errors)
+
+    async def work(post):
+        raise wdstransport.StorageError("disk full")
+
+    assert run(work, Recording()) == 7
+    assert errors.getvalue() == "deploy-image: disk full\n"
+
+
+def test_a_signal_before_trio_runs_interrupts_the_work(monkeypatch):
+    real = trio.run
+
+    def interrupted_run(main):
+        signal.raise_signal(signal.SIGTERM)
+        real(main)
+
+    monkeypatch.setattr(trio, "run", interrupted_run)
+    assert run(lambda post: trio.sleep_forever(), Recording()) == 130
+
+
+def test_a_later_signal_ends_a_clean_up_that_hangs_at_once_and_says_so(monkeypatch, capfd):
+    codes = []
+    hanging = trio.Event()
+
+    def exit_now(code: int) -> None:
+        codes.append(code)
+        hanging.set()
+
+    monkeypatch.setattr(os, "_exit", exit_now)
+    monkeypatch.setattr(running, "_TOGETHER", 0.0)
+
     async def work(post):
         try:
             signal.raise_signal(signal.SIGINT)
@@ -179,9 +238,21 @@ def test_a_second_interrupt_ends_a_clean_up_that_hangs():
             with trio.CancelScope(shield=True):
                 await trio.testing.wait_all_tasks_blocked()
                 signal.raise_signal(signal.SIGINT)
-                await trio.sleep_forever()
+                await hanging.wait()
 
-    assert run(work, Recording()) == 130
+    run(work, Recording())
+    assert codes == [130]
+    assert "ended at once by another signal" in capfd.readouterr().err
+
+
+def test_after_the_command_signals_mean_what_they_meant_before():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    async def work(post):
+        post("line")
+
+    run(work, Recording())
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_a_reader_that_goes_away_ends_the_work_with_exit_code_1(capsys):
