@@ -17,7 +17,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from cli import units
+from cli import streams, units
 
 __all__ = ["app", "main"]
 
@@ -241,6 +241,7 @@ def main() -> None:
     # Before and after a command's work there is nothing to tidy up: a signal need not raise anything.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    streams.occupy()
     for stream in (sys.stdout, sys.stderr):
         # Client names come from the network; in a terminal that is not UTF-8 they must not end the program.
         if isinstance(stream, TextIOWrapper):

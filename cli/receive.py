@@ -14,6 +14,7 @@ import wdstransport
 from cli.render import Row, Section, View, endpoint
 from cli.run import HumanOutput, JsonOutput, Output, Post, run
 from cli.screens import open_screen
+from cli.streams import needed
 from wdstransport import progress
 
 __all__ = ["ReceiveNarrator", "ReceiveOptions", "run_receive"]
@@ -41,13 +42,19 @@ class ReceiveOptions:
 def run_receive(options: ReceiveOptions) -> int:
     """Receive one image; the exit code."""
     # Standard output carries the image when the target is "-": whatever is said goes beside it.
-    stream: TextIO = sys.stderr if options.target == "-" else sys.stdout
+    aside = options.target == "-"
+    stream: TextIO | None = sys.stderr if aside else sys.stdout
     output: Output = (
         JsonOutput(stream) if options.json else HumanOutput(open_screen(stream), ReceiveNarrator(options))
     )
 
     async def work(post: Post) -> None:
-        if options.target == "-" and sys.stdout.isatty():
+        if aside:
+            needed(sys.stdout, "standard output", "The image", "name a file as TARGET")
+        if options.json:
+            name = "standard error" if aside else "standard output"
+            needed(stream, name, "The events of --json", "leave out --json")
+        if aside and sys.stdout.isatty():
             raise wdstransport.UsageError(
                 "The image would go to this terminal, because TARGET is - and standard output is not "
                 f"redirected. Redirect it ({_typed(options)} > FILE), or name a file as TARGET."
@@ -75,7 +82,7 @@ def run_receive(options: ReceiveOptions) -> int:
         post(result)
 
     # On one stream NDJSON and prose do not mix: there the error event has the message.
-    return run(work, output, complain=not (options.json and stream is sys.stderr))
+    return run(work, output, complain=not (options.json and aside))
 
 
 def _typed(options: ReceiveOptions) -> str:

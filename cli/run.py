@@ -69,12 +69,12 @@ class Output(Protocol):
 class JsonOutput:
     """NDJSON on a stream."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
     def show(self, item: object) -> None:
         """See `Output.show`. Lines of text are for people and are left out."""
-        if type(item) in ndjson.TYPES:
+        if type(item) in ndjson.TYPES and self._stream is not None:
             self._stream.write(ndjson.encode(item) + "\n")
             self._stream.flush()
 
@@ -132,8 +132,17 @@ def run(work: Callable[[Post], Awaitable[None]], output: Output, *, complain: bo
                 # The thread that hangs in write() would hang the interpreter's own flush at its exit as well.
                 os._exit(INTERRUPTED)
         for text in command.complaints if complain else ():
-            print("\n".join(printable(line) for line in text.splitlines()), file=sys.stderr, flush=True)
+            _complain(text)
     return command.code
+
+
+def _complain(text: str) -> None:
+    if sys.stderr is None:
+        return  # print() would take that for standard output
+    try:
+        print("\n".join(printable(line) for line in text.splitlines()), file=sys.stderr, flush=True)
+    except OSError:
+        _divert(sys.stderr)
 
 
 @contextlib.contextmanager
@@ -266,7 +275,9 @@ def _leaves(group: BaseExceptionGroup[wdstransport.TransportError]) -> Iterator[
             yield error
 
 
-def _divert(stream: TextIO) -> None:
+def _divert(stream: TextIO | None) -> None:
+    if stream is None:
+        return
     try:
         stream.flush()
     except OSError:

@@ -15,6 +15,7 @@ import wdstransport
 from cli.render import Row, Section, View, endpoint
 from cli.run import HumanOutput, JsonOutput, Output, Post, run
 from cli.screens import open_screen
+from cli.streams import needed
 from wdstransport import progress
 
 __all__ = ["ServeNarrator", "ServeOptions", "run_serve", "serve"]
@@ -79,6 +80,8 @@ def run_serve(options: ServeOptions) -> int:
     )
 
     async def work(post: Post) -> None:
+        if options.json:
+            needed(sys.stdout, "standard output", "The events of --json", "leave out --json")
         await serve(options, narrator, post)
 
     return run(work, output)

@@ -195,6 +195,47 @@ def test_an_image_is_not_written_to_a_terminal(fake, monkeypatch):
     assert fake.arguments == {}
 
 
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_with_a_closed_stream_the_image_arrives_all_the_same(fake, monkeypatch, name):
+    monkeypatch.setattr(sys, name, None)
+    assert run_receive(ReceiveOptions(content="win.wim", target="t", server="h")) == 0
+    assert fake.arguments["target"] == "t"
+
+
+def test_with_closed_standard_error_the_image_still_goes_to_standard_output(fake, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run_receive(ReceiveOptions(content="win.wim", target="-", server="h")) == 0
+
+
+def test_with_closed_standard_error_a_failure_is_not_said_on_standard_output(fake, monkeypatch):
+    fake.error = wdstransport.StorageError("Full.")
+    output = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run_receive(ReceiveOptions(content="win.wim", target="t", server="h")) == 7
+    assert "Full." not in output.getvalue()
+
+
+@pytest.mark.parametrize(("target", "as_json"), [("-", False), ("-", True), ("t", True)])
+def test_closed_standard_output_that_is_needed_is_exit_code_2_with_a_sentence(
+    fake, monkeypatch, target, as_json
+):
+    errors = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", errors)
+    assert run_receive(ReceiveOptions(content="win.wim", target=target, server="h", json=as_json)) == 2
+    assert "would go to standard output, which is closed" in errors.getvalue()
+    assert fake.arguments == {}
+
+
+def test_events_for_closed_standard_error_are_exit_code_2(fake, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run_receive(ReceiveOptions(content="win.wim", target="-", server="h", json=True)) == 2
+    assert fake.arguments == {}
+
+
 def test_an_interrupt_lets_the_receiver_leave_and_is_exit_code_130(monkeypatch):
     left = []
 
