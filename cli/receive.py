@@ -43,6 +43,7 @@ def run_receive(options: ReceiveOptions) -> int:
     """Receive one image; the exit code."""
     # Standard output carries the image when the target is "-": whatever is said goes beside it.
     aside = options.target == "-"
+    where = "standard error" if aside else "standard output"
     stream: TextIO | None = sys.stderr if aside else sys.stdout
     output: Output = (
         JsonOutput(stream) if options.json else HumanOutput(open_screen(stream), ReceiveNarrator(options))
@@ -52,8 +53,7 @@ def run_receive(options: ReceiveOptions) -> int:
         if aside:
             needed(sys.stdout, "standard output", "The image", "name a file as TARGET")
         if options.json:
-            name = "standard error" if aside else "standard output"
-            needed(stream, name, "The events of --json", "leave out --json")
+            needed(stream, where, "The events of --json", "leave out --json")
         if aside and sys.stdout.isatty():
             raise wdstransport.UsageError(
                 "The image would go to this terminal, because TARGET is - and standard output is not "
@@ -74,7 +74,7 @@ def run_receive(options: ReceiveOptions) -> int:
                 drop_share=options.drop_share,
                 drop_seed=options.drop_seed,
             )
-        except trio.Cancelled:
+        except* trio.Cancelled:  # out of nurseries it comes in groups
             part = Path(f"{options.target}.part")
             if part.exists():
                 post(f"What arrived is kept in {part}.")
@@ -82,7 +82,7 @@ def run_receive(options: ReceiveOptions) -> int:
         post(result)
 
     # On one stream NDJSON and prose do not mix: there the error event has the message.
-    return run(work, output, complain=not (options.json and aside))
+    return run(work, output, complain=not (options.json and aside), needed=options.json, where=where)
 
 
 def _typed(options: ReceiveOptions) -> str:

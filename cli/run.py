@@ -110,14 +110,24 @@ class HumanOutput:
             self._screen.line(piece)
 
 
-def run(work: Callable[[Post], Awaitable[None]], output: Output, *, complain: bool = True) -> int:
+def run(
+    work: Callable[[Post], Awaitable[None]],
+    output: Output,
+    *,
+    complain: bool = True,
+    needed: bool = False,
+    where: str = "standard output",
+) -> int:
     """Run `work` until it ends, fails or a signal comes; the exit code.
 
     On SIGINT and SIGTERM `work` is cancelled: its clean-up tells the other side (LEAVE, or KICK from a
     server). More signals within two seconds change nothing; one after that ends the process at once. With
     `complain`, what went wrong is said on standard error.
+
+    An output that can no longer be written (it goes to the stream that `where` names) ends the work only
+    when it is `needed`.
     """
-    command = _Command(work, output)
+    command = _Command(work, output, needed=needed, where=where)
     # What is imported by now lives as long as the process, and batches make many short-lived objects without
     # cycles: without this the collector looks through all of it several times a second.
     gc.freeze()
@@ -156,9 +166,13 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 
 class _Command:
-    def __init__(self, work: Callable[[Post], Awaitable[None]], output: Output) -> None:
+    def __init__(
+        self, work: Callable[[Post], Awaitable[None]], output: Output, *, needed: bool, where: str
+    ) -> None:
         self._work = work
         self._output = output
+        self._needed = needed
+        self._where = where
         self._send, self._receive = trio.open_memory_channel[object](math.inf)
         self._working = trio.CancelScope()
         self._writing = trio.CancelScope()
@@ -221,9 +235,12 @@ class _Command:
     def _post(self, item: object) -> None:
         if isinstance(item, _SUPERSEDED) and self._send.statistics().current_buffer_used > _BACKLOG:
             return
-        # Broken: the output is lost, and the work is being cancelled for it.
-        with contextlib.suppress(trio.BrokenResourceError):
+        try:
             self._send.send_nowait(item)
+        except trio.BrokenResourceError:
+            # The output is lost, and the work is being cancelled for it. Its last words have another way.
+            if self._needed and isinstance(item, str):
+                self.complaints.append(item)
 
     async def _supervise(self) -> None:
         try:
@@ -258,10 +275,19 @@ class _Command:
         self.stuck = False
 
     def _lose_output(self, error: OSError) -> None:
-        self._working.cancel()
-        self.code = self.code or 1
-        if not isinstance(error, BrokenPipeError):
-            self.complaints.append(f"deploy-image: cannot write the output: {error.strerror or error}")
+        if isinstance(error, BrokenPipeError):
+            what = f"whoever read {self._where} has closed it"
+        else:
+            what = f"cannot write to {self._where}: {error.strerror or error}"
+        if self._needed:
+            self._working.cancel()
+            self.code = self.code or 1
+            self.complaints.append(
+                f"deploy-image: {what}. The events of --json go there, so the command ends. Let the reader "
+                "read to the end, make room, or leave out --json."
+            )
+        else:
+            self.complaints.append(f"deploy-image: warning: {what}; the rest was done without showing it.")
         # What is still buffered can go nowhere; without this the interpreter complains about it at its exit.
         for stream in (sys.stdout, sys.stderr):
             _divert(stream)

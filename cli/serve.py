@@ -84,7 +84,7 @@ def run_serve(options: ServeOptions) -> int:
             needed(sys.stdout, "standard output", "The events of --json", "leave out --json")
         await serve(options, narrator, post)
 
-    return run(work, output)
+    return run(work, output, needed=options.json)
 
 
 async def serve(options: ServeOptions, narrator: ServeNarrator, post: Post) -> None:

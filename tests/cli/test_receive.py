@@ -256,8 +256,10 @@ def test_an_interrupt_lets_the_receiver_leave_and_is_exit_code_130(monkeypatch):
 def test_after_an_interrupt_the_part_that_arrived_is_named(monkeypatch, tmp_path):
     async def receive(content, target, **arguments):
         (tmp_path / "win.wim.part").touch()
-        signal.raise_signal(signal.SIGINT)
-        await trio.sleep_forever()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            signal.raise_signal(signal.SIGINT)
+            await trio.sleep_forever()
 
     monkeypatch.setattr(wdstransport, "receive", receive)
     result = invoke("win.wim", str(tmp_path / "win.wim"), "--server", "h")

@@ -255,37 +255,84 @@ def test_after_the_command_signals_mean_what_they_meant_before():
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_a_reader_that_goes_away_ends_the_work_with_exit_code_1(capsys):
-    class Broken(Recording):
-        def show(self, item: object) -> None:
-            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+class Failing(Recording):
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
 
-    cleaned = []
+    def show(self, item: object) -> None:
+        raise self.error
 
+
+GONE = BrokenPipeError(errno.EPIPE, "Broken pipe")
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (GONE, "whoever read standard output has closed it"),
+        (FULL, "cannot write to standard output: No space left on device"),
+    ],
+)
+def test_progress_that_cannot_be_written_is_one_warning_and_the_work_goes_on(error, what, capsys):
+    done = []
+
+    async def work(post):
+        post("line")
+        await trio.testing.wait_all_tasks_blocked()
+        post("line after the loss")
+        done.append(True)
+
+    assert run(work, Failing(error)) == 0
+    assert done
+    assert capsys.readouterr().err == (
+        f"deploy-image: warning: {what}; the rest was done without showing it.\n"
+    )
+
+
+def test_progress_that_cannot_be_written_does_not_hide_how_the_work_failed(capsys):
+    async def work(post):
+        post("line")
+        await trio.testing.wait_all_tasks_blocked()
+        raise wdstransport.StorageError("disk full")
+
+    assert run(work, Failing(GONE)) == 7
+    assert capsys.readouterr().err.endswith("deploy-image: disk full\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (GONE, "whoever read standard output has closed it."),
+        (FULL, "cannot write to standard output: No space left on device."),
+    ],
+)
+def test_events_that_cannot_be_written_end_the_work_with_exit_code_1_and_a_message(error, what, capsys):
     async def work(post):
         try:
             post("line")
             await trio.sleep_forever()
         finally:
-            post("after the end")
-            cleaned.append(True)
+            post("What arrived is kept in x.part.")
 
-    assert run(work, Broken()) == 1
-    assert cleaned
-    assert capsys.readouterr().err == ""
+    assert run(work, Failing(error), needed=True) == 1
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"deploy-image: {what}")
+    assert last == "What arrived is kept in x.part."
 
 
-def test_a_full_disk_under_the_output_is_said(capsys):
-    class Full(Recording):
-        def show(self, item: object) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
+def test_a_warning_that_cannot_be_written_either_changes_nothing(monkeypatch):
+    class Lost(io.StringIO):
+        def write(self, text: str) -> int:
+            raise GONE
+
+    monkeypatch.setattr(sys, "stderr", Lost())
 
     async def work(post):
         post("line")
-        await trio.sleep_forever()
 
-    assert run(work, Full()) == 1
-    assert capsys.readouterr().err == "deploy-image: cannot write the output: No space left on device\n"
+    assert run(work, Failing(GONE), where="standard error") == 0
 
 
 def test_an_interrupted_command_does_not_wait_for_an_output_that_takes_nothing(monkeypatch):
