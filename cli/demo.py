@@ -19,10 +19,9 @@ import trio
 
 import wdstransport
 from cli import children
-from cli.render import Row, Section, View, endpoint
+from cli.render import Row, Section, View, endpoint, features_line
 from cli.run import HumanOutput, Post, run
 from cli.screens import open_screen
-from cli.serve import features_line
 from cli.workspace import sha256, workspace, write_random
 from wdstransport import progress
 

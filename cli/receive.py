@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -11,8 +11,8 @@ from typing import TextIO
 import trio
 
 import wdstransport
-from cli.render import Row, Section, View, endpoint
-from cli.run import HumanOutput, JsonOutput, Output, Post, run
+from cli.render import Row, Section, View, endpoint, features_line
+from cli.run import HumanOutput, JsonOutput, Output, Post, remarks, run
 from cli.screens import open_screen
 from cli.streams import needed
 from wdstransport import progress
@@ -45,8 +45,11 @@ def run_receive(options: ReceiveOptions) -> int:
     aside = options.target == "-"
     where = "standard error" if aside else "standard output"
     stream: TextIO | None = sys.stderr if aside else sys.stdout
+    narrator = ReceiveNarrator(options)
     output: Output = (
-        JsonOutput(stream) if options.json else HumanOutput(open_screen(stream), ReceiveNarrator(options))
+        JsonOutput(stream, remarks(narrator) if options.verbose and not aside else None)
+        if options.json
+        else HumanOutput(open_screen(stream), narrator)
     )
 
     async def work(post: Post) -> None:
@@ -98,6 +101,7 @@ class ReceiveNarrator:
         self._initiated: wdstransport.Initiated | None = None
         self._progress: wdstransport.Progress | None = None
         self._meter = progress.RateMeter()
+        self._done = False
 
     def tell(self, item: object) -> Iterable[str | View]:
         """See `Narrator.tell`."""
@@ -111,6 +115,7 @@ class ReceiveNarrator:
             case wdstransport.JoinedSession():
                 if self._options.verbose:
                     yield f"Joined as client {item.client_id}"
+                    yield features_line(item.features)
                 yield self._view()
             case wdstransport.Progress():
                 self._progress = item
@@ -119,11 +124,14 @@ class ReceiveNarrator:
             case wdstransport.Finished():
                 yield from self._release()
             case wdstransport.ReceiveResult():
+                self._done = True
                 yield from self._tell_result(item)
 
     def farewell(self) -> Iterable[str]:
-        """See `Narrator.farewell`."""
-        return self._release()
+        """See `Narrator.farewell`: of a failure, what was dropped often is the cause."""
+        yield from self._release()
+        if self._options.verbose and self._progress is not None and not self._done:
+            yield _dropped(self._progress.dropped_by_reason)
 
     def _hold(self, text: str) -> Iterator[str]:
         if self._held is None:
@@ -176,5 +184,9 @@ class ReceiveNarrator:
         )
         if self._options.verbose:
             yield f"{result.duplicates} duplicate blocks, {result.refused} refused because storing was behind"
-            reasons = ", ".join(f"{reason} {count}" for reason, count in result.dropped.items())
-            yield f"Datagrams dropped: {reasons or 'none'}"
+            yield _dropped(result.dropped)
+
+
+def _dropped(counts: Mapping[str, int]) -> str:
+    reasons = ", ".join(f"{reason} {count}" for reason, count in counts.items())
+    return f"Datagrams dropped: {reasons or 'none'}"

@@ -7,7 +7,7 @@ interpreted: no markup, no control characters.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TextIO
 
@@ -18,6 +18,7 @@ __all__ = [
     "Section",
     "View",
     "endpoint",
+    "features_line",
     "printable",
 ]
 
@@ -78,6 +79,11 @@ def endpoint(address: tuple[str, int]) -> str:
     """`10.0.0.1:5041`, `[fe80::1]:5041`."""
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def features_line(features: Mapping[str, str]) -> str:
+    """The parts of the fast path in use, for `--verbose`."""
+    return "features: " + (", ".join(f"{name} {value}" for name, value in features.items()) or "none")
 
 
 class PlainScreen:

@@ -22,8 +22,9 @@ import trio
 import wdstransport
 from cli import ndjson
 from cli.render import Screen, View, printable
+from cli.screens import open_screen
 
-__all__ = ["INTERRUPTED", "HumanOutput", "JsonOutput", "Narrator", "Output", "Post", "run"]
+__all__ = ["INTERRUPTED", "HumanOutput", "JsonOutput", "Narrator", "Output", "Post", "remarks", "run"]
 
 INTERRUPTED = 130
 """Exit code after SIGINT and SIGTERM: what shells give for SIGINT."""
@@ -67,19 +68,26 @@ class Output(Protocol):
 
 
 class JsonOutput:
-    """NDJSON on a stream."""
+    """NDJSON on a stream; the lines for people beside it, or nowhere."""
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: TextIO | None, beside: Output | None = None) -> None:
         self._stream = stream
+        self._beside = beside
 
     def show(self, item: object) -> None:
         """See `Output.show`. Lines of text are for people and are left out."""
         if type(item) in ndjson.TYPES and self._stream is not None:
             self._stream.write(ndjson.encode(item) + "\n")
             self._stream.flush()
+        if self._beside is not None:
+            with contextlib.suppress(OSError):
+                self._beside.show(item)
 
     def close(self) -> None:
         """See `Output.close`."""
+        if self._beside is not None:
+            with contextlib.suppress(OSError):
+                self._beside.close()
 
 
 class HumanOutput:
@@ -108,6 +116,11 @@ class HumanOutput:
             self._screen.view(piece)
         else:
             self._screen.line(piece)
+
+
+def remarks(narrator: Narrator) -> HumanOutput:
+    """What `--verbose` says beside NDJSON: plain lines on standard error, terminal or not."""
+    return HumanOutput(open_screen(sys.stderr, live=False), narrator)
 
 
 def run(

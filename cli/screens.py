@@ -22,11 +22,11 @@ class _NoScreen:
         """See `Screen.close`."""
 
 
-def open_screen(stream: TextIO | None) -> Screen:
-    """The screen that fits `stream`; None is one that is closed."""
+def open_screen(stream: TextIO | None, *, live: bool = True) -> Screen:
+    """The screen that fits `stream`; None is one that is closed. Without `live`, lines on a terminal, too."""
     if stream is None:
         return _NoScreen()
-    if stream.isatty():
+    if live and stream.isatty():
         # Only a terminal needs rich, whose import takes a tenth of a small transfer's processor time.
         from cli.live import live_screen
 

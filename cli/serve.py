@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -12,8 +12,8 @@ from typing import Protocol
 import trio
 
 import wdstransport
-from cli.render import Row, Section, View, endpoint
-from cli.run import HumanOutput, JsonOutput, Output, Post, run
+from cli.render import Row, Section, View, endpoint, features_line
+from cli.run import HumanOutput, JsonOutput, Output, Post, remarks, run
 from cli.screens import open_screen
 from cli.streams import needed
 from wdstransport import progress
@@ -76,7 +76,9 @@ def run_serve(options: ServeOptions) -> int:
     """Serve until done or interrupted; the exit code."""
     narrator = ServeNarrator(options)
     output: Output = (
-        JsonOutput(sys.stdout) if options.json else HumanOutput(open_screen(sys.stdout), narrator)
+        JsonOutput(sys.stdout, remarks(narrator) if options.verbose else None)
+        if options.json
+        else HumanOutput(open_screen(sys.stdout), narrator)
     )
 
     async def work(post: Post) -> None:
@@ -294,11 +296,6 @@ def receive_command(namespace: str, content: str, *, host: str, port: int, secur
     if content.startswith("-") or target.startswith("-"):
         words.append("--")
     return shlex.join([*words, content, target])
-
-
-def features_line(features: Mapping[str, str]) -> str:
-    """The parts of the fast path in use, for `--verbose`."""
-    return "features: " + (", ".join(f"{name} {value}" for name, value in features.items()) or "none")
 
 
 def _own_addresses(wildcard: str) -> list[str]:

@@ -325,7 +325,8 @@ def test_before_the_first_block_it_says_what_it_waits_for(narrator):
 def test_verbose_adds_the_session_the_client_and_the_counters():
     narrator = ReceiveNarrator(ReceiveOptions(content="c", target="t", server="h", verbose=True))
     assert "Session 7: 2888087 blocks of 1385 bytes" in pieces(narrator, INITIATED)
-    assert "Joined as client 4" in pieces(narrator, wdstransport.JoinedSession(seconds=0.2, client_id=4))
+    joined = wdstransport.JoinedSession(seconds=0.2, client_id=4, features={"merging": "UDP_GRO"})
+    assert pieces(narrator, joined)[:2] == ["Joined as client 4", "features: merging UDP_GRO"]
     (view,) = pieces(narrator, progress_event())
     assert view.summary.endswith("3 duplicate, 2 refused, 1 dropped")
     done = pieces(narrator, wdstransport.ReceiveResult(**RESULT))
@@ -333,6 +334,26 @@ def test_verbose_adds_the_session_the_client_and_the_counters():
         "3 duplicate blocks, 2 refused because storing was behind",
         "Datagrams dropped: checksum 1",
     ]
+    assert list(narrator.farewell()) == []
+
+
+def test_verbose_says_after_a_failure_too_what_was_dropped():
+    narrator = ReceiveNarrator(ReceiveOptions(content="c", target="t", server="h", verbose=True))
+    pieces(narrator, INITIATED)
+    pieces(narrator, progress_event(0, dropped=7, dropped_by_reason={"checksum": 7}))
+    assert list(narrator.farewell()) == ["Datagrams dropped: checksum 7"]
+
+
+def test_json_with_verbose_has_the_lines_for_people_on_standard_error(fake):
+    result = invoke("win.wim", "/srv/win.wim", "--server", "h", "--json", "--verbose")
+    assert [json.loads(line)["event"] for line in result.stdout.splitlines()][-1] == "result"
+    assert "Joined as client 4" in result.stderr
+    assert "Datagrams dropped: checksum 1" in result.stderr
+
+
+def test_json_with_verbose_to_standard_output_is_nothing_but_objects_on_standard_error(fake):
+    result = invoke("win.wim", "-", "--server", "h", "--json", "--verbose")
+    assert [json.loads(line)["event"] for line in result.stderr.splitlines()][-1] == "result"
 
 
 def test_a_warning_in_the_middle_is_told_at_once(narrator):

@@ -387,6 +387,15 @@ def test_json_output_writes_events_and_leaves_out_what_is_for_people():
     assert json.loads(line) == {"event": "warned", "seconds": 1.0, "message": "careful"}
 
 
+def test_lines_beside_the_events_that_cannot_be_written_do_not_lose_an_event():
+    stream = io.StringIO()
+    output = JsonOutput(stream, Failing(FULL))
+    output.show(WARNING)
+    output.show(WARNING)
+    output.close()
+    assert len(stream.getvalue().splitlines()) == 2
+
+
 def test_human_output_shows_what_the_narrator_makes_of_an_event():
     class Narrator:
         def tell(self, item):

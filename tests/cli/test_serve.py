@@ -225,6 +225,12 @@ def test_events_for_closed_standard_output_are_exit_code_2_with_a_sentence(fake,
     assert "The events of --json would go to standard output, which is closed." in capsys.readouterr().err
 
 
+def test_json_with_verbose_says_the_features_on_standard_error(fake, image):
+    result = CliRunner().invoke(app, ["serve", str(image), "--exit-when-done", "1", "--json", "--verbose"])
+    assert all(json.loads(line)["event"] for line in result.stdout.splitlines())
+    assert "features: segmentation on" in result.stderr
+
+
 @pytest.fixture
 def narrator():
     return ServeNarrator(ServeOptions(paths=(), min_clients=30))
