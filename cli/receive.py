@@ -101,6 +101,7 @@ class ReceiveNarrator:
         self._initiated: wdstransport.Initiated | None = None
         self._progress: wdstransport.Progress | None = None
         self._meter = progress.RateMeter()
+        self._joined = False
         self._done = False
 
     def tell(self, item: object) -> Iterable[str | View]:
@@ -113,6 +114,7 @@ class ReceiveNarrator:
             case wdstransport.Warned():
                 yield from self._hold(f"warning: {item.message}")
             case wdstransport.JoinedSession():
+                self._joined = True
                 if self._options.verbose:
                     yield f"Joined as client {item.client_id}"
                     yield features_line(item.features)
@@ -155,8 +157,10 @@ class ReceiveNarrator:
     def _view(self) -> View:
         title = f"{self._options.namespace}/{self._options.content}"
         now = self._progress
-        if now is None:
-            waiting = "joined, waiting for the first block"
+        if now is None or (now.total and not now.received):
+            waiting = "joined; waiting for the server to begin" if self._joined else "asking to be let in"
+            if now is not None and self._options.verbose:
+                waiting += f", {now.dropped} dropped"
             return View((Section(title, (), waiting),), waiting)
         left = now.total - now.stored
         state = "receiving" if left else "flushing"

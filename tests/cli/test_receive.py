@@ -319,7 +319,15 @@ def test_an_image_of_no_bytes_is_complete(narrator):
 
 def test_before_the_first_block_it_says_what_it_waits_for(narrator):
     (view,) = pieces(narrator, wdstransport.JoinedSession(seconds=0.2, client_id=4))
-    assert view.summary == "joined, waiting for the first block"
+    assert view.summary == "joined; waiting for the server to begin"
+    (view,) = pieces(narrator, progress_event(0))
+    assert view.summary == view.sections[0].totals == "joined; waiting for the server to begin"
+    assert view.sections[0].rows == ()
+
+
+def test_before_it_is_let_in_it_says_that_it_asks(narrator):
+    (view,) = pieces(narrator, progress_event(0))
+    assert view.summary == "asking to be let in"
 
 
 def test_verbose_adds_the_session_the_client_and_the_counters():
