@@ -66,6 +66,23 @@ Rate = Annotated[
 ]
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"deploy-image {version('wdstransport')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Stream one image to many machines over UDP multicast."""
+
+
 def _settle() -> None:
     """What is imported stays: let no garbage collection look at it again."""
     gc.freeze()
@@ -175,6 +192,11 @@ def receive(
     When TARGET is -, standard output carries the image and everything else goes to standard error.
     """
     from cli.receive import ReceiveOptions, run_receive
+
+    if not timeout > 0:
+        raise typer.BadParameter(
+            "0 seconds are no time to answer; write for example 30", param_hint="--timeout"
+        )
 
     _settle()
     options = ReceiveOptions(

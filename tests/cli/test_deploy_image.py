@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import re
 import signal
@@ -56,6 +57,27 @@ def test_the_help_says_that_a_rate_is_bits():
 
 def test_options_for_the_demo_alone_are_not_in_the_help():
     assert "--drop-" not in help_of("receive")
+
+
+def test_the_version_is_told():
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (
+        0,
+        f"deploy-image {importlib.metadata.version('wdstransport')}\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("receive", "x", "t", "--server", "h", "--timeout", "0"), "no time to answer"),
+        (("serve", "x", "--rate", "10"), "less than 8 kbit/s"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_exit_code_2_with_a_sentence(words, sentence):
+    result = CliRunner().invoke(app, words, env={"COLUMNS": "200", "TERM": "dumb"})
+    assert result.exit_code == 2
+    assert sentence in result.output
 
 
 def test_without_a_command_the_help_is_shown():
