@@ -17,6 +17,7 @@ __all__ = [
     "Screen",
     "Section",
     "View",
+    "counted",
     "endpoint",
     "features_line",
     "printable",
@@ -84,6 +85,11 @@ def endpoint(address: tuple[str, int]) -> str:
 def features_line(features: Mapping[str, str]) -> str:
     """The parts of the fast path in use, for `--verbose`."""
     return "features: " + (", ".join(f"{name} {value}" for name, value in features.items()) or "none")
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 copy`, `2 copies`; without `plural`, an s is added."""
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
 
 
 class PlainScreen:

@@ -12,7 +12,7 @@ from typing import Protocol
 import trio
 
 import wdstransport
-from cli.render import Row, Section, View, endpoint, features_line
+from cli.render import Row, Section, View, counted, endpoint, features_line
 from cli.run import HumanOutput, JsonOutput, Output, Post, remarks, run
 from cli.screens import open_screen
 from cli.streams import needed
@@ -166,7 +166,7 @@ class ServeNarrator:
                     f"{item.block_size} bytes"
                 )
             case wdstransport.SendingStarted():
-                yield f"session {item.session_id}: sending to {_counted(item.clients, 'client')}"
+                yield f"session {item.session_id}: sending to {counted(item.clients, 'client')}"
             case wdstransport.ClientJoined():
                 yield f"{item.name} ({endpoint(item.address)}, {item.mac}) joined session {item.session_id}"
             case wdstransport.ClientLeft():
@@ -195,7 +195,7 @@ class ServeNarrator:
             sent = session.data_bytes + session.repair_bytes
             times = f", {sent / session.size:.2f} x the image" if session.size else ""
             yield (
-                f"{session.namespace}/{session.content}: {_counted(session.completed, 'complete download')}, "
+                f"{session.namespace}/{session.content}: {counted(session.completed, 'complete download')}, "
                 f"{progress.format_bytes(sent)} sent{times} "
                 f"({progress.format_bytes(session.repair_bytes)} repairs)"
             )
@@ -269,7 +269,7 @@ class ServeNarrator:
         if session.size:
             parts[0] += f" ({sent / session.size:.2f} x)"
         parts.append(progress.format_rate(session.bytes_per_second))
-        parts.append(_counted(clients, "client"))
+        parts.append(counted(clients, "client"))
         if session.completed:
             parts.append(f"{session.completed} complete")
         if session.clients:
@@ -310,7 +310,3 @@ def _own_addresses(wildcard: str) -> list[str]:
         for address in (interface.ipv6 if wildcard == "::" else interface.ipv4)
     ]
     return found[:_LISTED] or [wildcard]
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
