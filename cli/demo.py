@@ -19,10 +19,9 @@ import trio
 
 import wdstransport
 from cli import children
-from cli.render import Row, Section, View, endpoint
+from cli.render import Row, Section, View, counted, endpoint, features_line
 from cli.run import HumanOutput, Post, run
 from cli.screens import open_screen
-from cli.serve import features_line
 from cli.workspace import sha256, workspace, write_random
 from wdstransport import progress
 
@@ -77,7 +76,7 @@ async def demo(options: DemoOptions, post: Post) -> None:
             size=size, names=tuple(f"receiver {number}" for number in range(1, options.clients + 1))
         )
         await _transfer(options, image, targets, board, post)
-        post(f"Comparing {options.clients} copies with the source by SHA-256")
+        post(f"Comparing {counted(options.clients, 'copy', 'copies')} with the source by SHA-256")
         await _compare(targets, digest)
         for text in board.report(digest, verbose=options.verbose):
             post(text)
@@ -108,8 +107,9 @@ async def _transfer(options: DemoOptions, image: Path, targets: list[Path], boar
             serving.start_soon(_run_server, words, partial(note, _SERVER), listening, ended)
             await listening.wait()
             post(
-                f"Server at {endpoint(board.server_address)}, group {group}; {options.clients} receivers, "
-                f"each losing {progress.format_loss(options.loss)} of what arrives"
+                f"Server at {endpoint(board.server_address)}, group {group}; "
+                f"{counted(options.clients, 'receiver')}, each losing "
+                f"{progress.format_loss(options.loss)} of what arrives"
             )
             async with trio.open_nursery() as receiving:
                 for index, (name, target) in enumerate(zip(board.names, targets, strict=True)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -16,7 +17,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from cli import units
+from cli import streams, units
 
 __all__ = ["app", "main"]
 
@@ -71,6 +72,23 @@ Rate = Annotated[
         help="Send no faster than this. 900M means 900 Mbit/s; for bytes write 112MB/s. Default: no limit.",
     ),
 ]
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"deploy-image {version('wdstransport')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Stream one image to many machines over UDP multicast."""
 
 
 def _settle() -> None:
@@ -183,6 +201,11 @@ def receive(
     """
     from cli.receive import ReceiveOptions, run_receive
 
+    if not timeout > 0:
+        raise typer.BadParameter(
+            "0 seconds are no time to answer; write for example 30", param_hint="--timeout"
+        )
+
     _settle()
     options = ReceiveOptions(
         content=content,
@@ -245,6 +268,10 @@ def demo(
 
 def main() -> None:
     """The console script."""
+    # Before and after a command's work there is nothing to tidy up: a signal need not raise anything.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    streams.occupy()
     for stream in (sys.stdout, sys.stderr):
         # Client names come from the network; in a terminal that is not UTF-8 they must not end the program.
         if isinstance(stream, TextIOWrapper):

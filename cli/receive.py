@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -11,9 +11,10 @@ from typing import TextIO
 import trio
 
 import wdstransport
-from cli.render import Row, Section, View, endpoint
-from cli.run import HumanOutput, JsonOutput, Output, Post, run
+from cli.render import Row, Section, View, endpoint, features_line
+from cli.run import HumanOutput, JsonOutput, Output, Post, remarks, run
 from cli.screens import open_screen
+from cli.streams import needed
 from wdstransport import progress
 
 __all__ = ["ReceiveNarrator", "ReceiveOptions", "run_receive"]
@@ -41,13 +42,22 @@ class ReceiveOptions:
 def run_receive(options: ReceiveOptions) -> int:
     """Receive one image; the exit code."""
     # Standard output carries the image when the target is "-": whatever is said goes beside it.
-    stream: TextIO = sys.stderr if options.target == "-" else sys.stdout
+    aside = options.target == "-"
+    where = "standard error" if aside else "standard output"
+    stream: TextIO | None = sys.stderr if aside else sys.stdout
+    narrator = ReceiveNarrator(options)
     output: Output = (
-        JsonOutput(stream) if options.json else HumanOutput(open_screen(stream), ReceiveNarrator(options))
+        JsonOutput(stream, remarks(narrator) if options.verbose and not aside else None)
+        if options.json
+        else HumanOutput(open_screen(stream), narrator)
     )
 
     async def work(post: Post) -> None:
-        if options.target == "-" and sys.stdout.isatty():
+        if aside:
+            needed(sys.stdout, "standard output", "The image", "name a file as TARGET")
+        if options.json:
+            needed(stream, where, "The events of --json", "leave out --json")
+        if aside and sys.stdout.isatty():
             raise wdstransport.UsageError(
                 "The image would go to this terminal, because TARGET is - and standard output is not "
                 f"redirected. Redirect it ({_typed(options)} > FILE), or name a file as TARGET."
@@ -67,7 +77,7 @@ def run_receive(options: ReceiveOptions) -> int:
                 drop_share=options.drop_share,
                 drop_seed=options.drop_seed,
             )
-        except trio.Cancelled:
+        except* trio.Cancelled:  # out of nurseries it comes in groups
             part = Path(f"{options.target}.part")
             if part.exists():
                 post(f"What arrived is kept in {part}.")
@@ -75,7 +85,7 @@ def run_receive(options: ReceiveOptions) -> int:
         post(result)
 
     # On one stream NDJSON and prose do not mix: there the error event has the message.
-    return run(work, output, complain=not (options.json and stream is sys.stderr))
+    return run(work, output, complain=not (options.json and aside), needed=options.json, where=where)
 
 
 def _typed(options: ReceiveOptions) -> str:
@@ -91,6 +101,8 @@ class ReceiveNarrator:
         self._initiated: wdstransport.Initiated | None = None
         self._progress: wdstransport.Progress | None = None
         self._meter = progress.RateMeter()
+        self._joined = False
+        self._done = False
 
     def tell(self, item: object) -> Iterable[str | View]:
         """See `Narrator.tell`."""
@@ -102,8 +114,10 @@ class ReceiveNarrator:
             case wdstransport.Warned():
                 yield from self._hold(f"warning: {item.message}")
             case wdstransport.JoinedSession():
+                self._joined = True
                 if self._options.verbose:
                     yield f"Joined as client {item.client_id}"
+                    yield features_line(item.features)
                 yield self._view()
             case wdstransport.Progress():
                 self._progress = item
@@ -112,11 +126,14 @@ class ReceiveNarrator:
             case wdstransport.Finished():
                 yield from self._release()
             case wdstransport.ReceiveResult():
+                self._done = True
                 yield from self._tell_result(item)
 
     def farewell(self) -> Iterable[str]:
-        """See `Narrator.farewell`."""
-        return self._release()
+        """See `Narrator.farewell`: of a failure, what was dropped often is the cause."""
+        yield from self._release()
+        if self._options.verbose and self._progress is not None and not self._done:
+            yield _dropped(self._progress.dropped_by_reason)
 
     def _hold(self, text: str) -> Iterator[str]:
         if self._held is None:
@@ -140,8 +157,10 @@ class ReceiveNarrator:
     def _view(self) -> View:
         title = f"{self._options.namespace}/{self._options.content}"
         now = self._progress
-        if now is None:
-            waiting = "joined, waiting for the first block"
+        if now is None or (now.total and not now.received):
+            waiting = "joined; waiting for the server to begin" if self._joined else "asking to be let in"
+            if now is not None and self._options.verbose:
+                waiting += f", {now.dropped} dropped"
             return View((Section(title, (), waiting),), waiting)
         left = now.total - now.stored
         state = "receiving" if left else "flushing"
@@ -169,5 +188,9 @@ class ReceiveNarrator:
         )
         if self._options.verbose:
             yield f"{result.duplicates} duplicate blocks, {result.refused} refused because storing was behind"
-            reasons = ", ".join(f"{reason} {count}" for reason, count in result.dropped.items())
-            yield f"Datagrams dropped: {reasons or 'none'}"
+            yield _dropped(result.dropped)
+
+
+def _dropped(counts: Mapping[str, int]) -> str:
+    reasons = ", ".join(f"{reason} {count}" for reason, count in counts.items())
+    return f"Datagrams dropped: {reasons or 'none'}"

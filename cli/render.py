@@ -7,7 +7,7 @@ interpreted: no markup, no control characters.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TextIO
 
@@ -17,7 +17,9 @@ __all__ = [
     "Screen",
     "Section",
     "View",
+    "counted",
     "endpoint",
+    "features_line",
     "printable",
 ]
 
@@ -78,6 +80,16 @@ def endpoint(address: tuple[str, int]) -> str:
     """`10.0.0.1:5041`, `[fe80::1]:5041`."""
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def features_line(features: Mapping[str, str]) -> str:
+    """The parts of the fast path in use, for `--verbose`."""
+    return "features: " + (", ".join(f"{name} {value}" for name, value in features.items()) or "none")
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 copy`, `2 copies`; without `plural`, an s is added."""
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
 
 
 class PlainScreen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -12,9 +12,10 @@ from typing import Protocol
 import trio
 
 import wdstransport
-from cli.render import Row, Section, View, endpoint
-from cli.run import HumanOutput, JsonOutput, Output, Post, run
+from cli.render import Row, Section, View, counted, endpoint, features_line
+from cli.run import HumanOutput, JsonOutput, Output, Post, remarks, run
 from cli.screens import open_screen
+from cli.streams import needed
 from wdstransport import progress
 
 __all__ = ["ServeNarrator", "ServeOptions", "run_serve", "serve"]
@@ -76,13 +77,17 @@ def run_serve(options: ServeOptions) -> int:
     """Serve until done or interrupted; the exit code."""
     narrator = ServeNarrator(options)
     output: Output = (
-        JsonOutput(sys.stdout) if options.json else HumanOutput(open_screen(sys.stdout), narrator)
+        JsonOutput(sys.stdout, remarks(narrator) if options.verbose else None)
+        if options.json
+        else HumanOutput(open_screen(sys.stdout), narrator)
     )
 
     async def work(post: Post) -> None:
+        if options.json:
+            needed(sys.stdout, "standard output", "The events of --json", "leave out --json")
         await serve(options, narrator, post)
 
-    return run(work, output)
+    return run(work, output, needed=options.json)
 
 
 async def serve(options: ServeOptions, narrator: ServeNarrator, post: Post) -> None:
@@ -162,7 +167,7 @@ class ServeNarrator:
                     f"{item.block_size} bytes"
                 )
             case wdstransport.SendingStarted():
-                yield f"session {item.session_id}: sending to {_counted(item.clients, 'client')}"
+                yield f"session {item.session_id}: sending to {counted(item.clients, 'client')}"
             case wdstransport.ClientJoined():
                 yield f"{item.name} ({endpoint(item.address)}, {item.mac}) joined session {item.session_id}"
             case wdstransport.ClientLeft():
@@ -192,7 +197,7 @@ class ServeNarrator:
             sent = session.data_bytes + session.repair_bytes
             times = f", {sent / session.size:.2f} x the image" if session.size else ""
             yield (
-                f"{session.namespace}/{session.content}: {_counted(session.completed, 'complete download')}, "
+                f"{session.namespace}/{session.content}: {counted(session.completed, 'complete download')}, "
                 f"{progress.format_bytes(sent)} sent{times} "
                 f"({progress.format_bytes(session.repair_bytes)} repairs)"
             )
@@ -266,7 +271,7 @@ class ServeNarrator:
         if session.size:
             parts[0] += f" ({sent / session.size:.2f} x)"
         parts.append(progress.format_rate(session.bytes_per_second))
-        parts.append(_counted(clients, "client"))
+        parts.append(counted(clients, "client"))
         if session.completed:
             parts.append(f"{session.completed} complete")
         if session.clients:
@@ -295,11 +300,6 @@ def receive_command(namespace: str, content: str, *, host: str, port: int, secur
     return shlex.join([*words, content, target])
 
 
-def features_line(features: Mapping[str, str]) -> str:
-    """The parts of the fast path in use, for `--verbose`."""
-    return "features: " + (", ".join(f"{name} {value}" for name, value in features.items()) or "none")
-
-
 def _own_addresses(wildcard: str) -> list[str]:
     """Where clients can reach a server that listens on all addresses, loopback last."""
     interfaces = sorted(
@@ -312,7 +312,3 @@ def _own_addresses(wildcard: str) -> list[str]:
         for address in (interface.ipv6 if wildcard == "::" else interface.ipv4)
     ]
     return found[:_LISTED] or [wildcard]
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -16,6 +16,8 @@ _SIZE = re.compile(rf"{_NUMBER}\s*(?P<prefix>[kmgt]?)(?P<base>ib|b|)", re.IGNORE
 _RATE = re.compile(
     rf"{_NUMBER}\s*(?P<prefix>[kKmMgGtT]?)(?P<binary>i?)(?P<unit>bit/s|bits/s|bps|b/s|bit|b|B/s|Bps|B|)"
 )
+_LEAST_RATE = 1000.0
+"""Bytes per second. Less is a prefix that was forgotten."""
 _SHARE = re.compile(rf"{_NUMBER}\s*(?P<percent>%?)")
 _PORTS = re.compile(r"([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?")
 
@@ -48,6 +50,11 @@ def parse_rate(text: str) -> float:
         rate /= 8
     if rate <= 0:
         raise ValueError("a rate of 0 sends nothing; leave the option out for no limit")
+    if rate < _LEAST_RATE:
+        raise ValueError(
+            f"{text.strip()!r} is less than 8 kbit/s, and an image would take for ever; a bare number is "
+            "bits per second: write for example 10M"
+        )
     return rate
 
 

@@ -104,6 +104,9 @@ class TestSizes:
         kinds = [type(event) for event in reception.events if not isinstance(event, Warned)]
         progress = reception.events.of(Progress)
         assert [kind for kind in kinds if kind is not Progress] == [Initiated, JoinedSession, Finished]
+        (joined,) = reception.events.of(JoinedSession)
+        assert set(joined.features) == {"merging", "segmentation", "joins"}
+        assert all(event.dropped == sum(event.dropped_by_reason.values()) for event in progress)
         (initiated,) = reception.events.of(Initiated)
         assert initiated.session_id == session.session_id
         assert (initiated.size, initiated.total_blocks) == (len(data), session.total_blocks)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import re
+import signal
 import subprocess
 import sys
 
@@ -64,6 +66,27 @@ def test_options_for_the_demo_alone_are_not_in_the_help():
     assert "--drop-" not in help_of("receive")
 
 
+def test_the_version_is_told():
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (
+        0,
+        f"deploy-image {importlib.metadata.version('wdstransport')}\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("receive", "x", "t", "--server", "h", "--timeout", "0"), "no time to answer"),
+        (("serve", "x", "--rate", "10"), "less than 8 kbit/s"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_exit_code_2_with_a_sentence(words, sentence):
+    result = CliRunner().invoke(app, words, env={"COLUMNS": "200", "TERM": "dumb"})
+    assert result.exit_code == 2
+    assert sentence in result.output
+
+
 def test_without_a_command_the_help_is_shown():
     result = CliRunner().invoke(app, [])
     assert "serve" in result.output
@@ -85,7 +108,23 @@ def test_the_help_comes_without_the_packages_that_move_packets():
     assert done.stdout.strip() == "[]"
 
 
-def test_a_name_that_the_terminal_cannot_show_does_not_end_the_program(monkeypatch):
+@pytest.fixture
+def interrupts():
+    """Pytest's own handling of SIGINT, before and after."""
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_outside_of_the_work_an_interrupt_ends_the_process_without_a_traceback(monkeypatch, interrupts):
+    monkeypatch.setattr(sys, "argv", ["deploy-image", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+
+
+def test_a_name_that_the_terminal_cannot_show_does_not_end_the_program(monkeypatch, interrupts):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "argv", ["deploy-image", "--help"])

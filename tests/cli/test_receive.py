@@ -195,6 +195,47 @@ def test_an_image_is_not_written_to_a_terminal(fake, monkeypatch):
     assert fake.arguments == {}
 
 
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_with_a_closed_stream_the_image_arrives_all_the_same(fake, monkeypatch, name):
+    monkeypatch.setattr(sys, name, None)
+    assert run_receive(ReceiveOptions(content="win.wim", target="t", server="h")) == 0
+    assert fake.arguments["target"] == "t"
+
+
+def test_with_closed_standard_error_the_image_still_goes_to_standard_output(fake, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run_receive(ReceiveOptions(content="win.wim", target="-", server="h")) == 0
+
+
+def test_with_closed_standard_error_a_failure_is_not_said_on_standard_output(fake, monkeypatch):
+    fake.error = wdstransport.StorageError("Full.")
+    output = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run_receive(ReceiveOptions(content="win.wim", target="t", server="h")) == 7
+    assert "Full." not in output.getvalue()
+
+
+@pytest.mark.parametrize(("target", "as_json"), [("-", False), ("-", True), ("t", True)])
+def test_closed_standard_output_that_is_needed_is_exit_code_2_with_a_sentence(
+    fake, monkeypatch, target, as_json
+):
+    errors = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", errors)
+    assert run_receive(ReceiveOptions(content="win.wim", target=target, server="h", json=as_json)) == 2
+    assert "would go to standard output, which is closed" in errors.getvalue()
+    assert fake.arguments == {}
+
+
+def test_events_for_closed_standard_error_are_exit_code_2(fake, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run_receive(ReceiveOptions(content="win.wim", target="-", server="h", json=True)) == 2
+    assert fake.arguments == {}
+
+
 def test_an_interrupt_lets_the_receiver_leave_and_is_exit_code_130(monkeypatch):
     left = []
 
@@ -215,8 +256,10 @@ def test_an_interrupt_lets_the_receiver_leave_and_is_exit_code_130(monkeypatch):
 def test_after_an_interrupt_the_part_that_arrived_is_named(monkeypatch, tmp_path):
     async def receive(content, target, **arguments):
         (tmp_path / "win.wim.part").touch()
-        signal.raise_signal(signal.SIGINT)
-        await trio.sleep_forever()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            signal.raise_signal(signal.SIGINT)
+            await trio.sleep_forever()
 
     monkeypatch.setattr(wdstransport, "receive", receive)
     result = invoke("win.wim", str(tmp_path / "win.wim"), "--server", "h")
@@ -276,13 +319,22 @@ def test_an_image_of_no_bytes_is_complete(narrator):
 
 def test_before_the_first_block_it_says_what_it_waits_for(narrator):
     (view,) = pieces(narrator, wdstransport.JoinedSession(seconds=0.2, client_id=4))
-    assert view.summary == "joined, waiting for the first block"
+    assert view.summary == "joined; waiting for the server to begin"
+    (view,) = pieces(narrator, progress_event(0))
+    assert view.summary == view.sections[0].totals == "joined; waiting for the server to begin"
+    assert view.sections[0].rows == ()
+
+
+def test_before_it_is_let_in_it_says_that_it_asks(narrator):
+    (view,) = pieces(narrator, progress_event(0))
+    assert view.summary == "asking to be let in"
 
 
 def test_verbose_adds_the_session_the_client_and_the_counters():
     narrator = ReceiveNarrator(ReceiveOptions(content="c", target="t", server="h", verbose=True))
     assert "Session 7: 2888087 blocks of 1385 bytes" in pieces(narrator, INITIATED)
-    assert "Joined as client 4" in pieces(narrator, wdstransport.JoinedSession(seconds=0.2, client_id=4))
+    joined = wdstransport.JoinedSession(seconds=0.2, client_id=4, features={"merging": "UDP_GRO"})
+    assert pieces(narrator, joined)[:2] == ["Joined as client 4", "features: merging UDP_GRO"]
     (view,) = pieces(narrator, progress_event())
     assert view.summary.endswith("3 duplicate, 2 refused, 1 dropped")
     done = pieces(narrator, wdstransport.ReceiveResult(**RESULT))
@@ -290,6 +342,26 @@ def test_verbose_adds_the_session_the_client_and_the_counters():
         "3 duplicate blocks, 2 refused because storing was behind",
         "Datagrams dropped: checksum 1",
     ]
+    assert list(narrator.farewell()) == []
+
+
+def test_verbose_says_after_a_failure_too_what_was_dropped():
+    narrator = ReceiveNarrator(ReceiveOptions(content="c", target="t", server="h", verbose=True))
+    pieces(narrator, INITIATED)
+    pieces(narrator, progress_event(0, dropped=7, dropped_by_reason={"checksum": 7}))
+    assert list(narrator.farewell()) == ["Datagrams dropped: checksum 7"]
+
+
+def test_json_with_verbose_has_the_lines_for_people_on_standard_error(fake):
+    result = invoke("win.wim", "/srv/win.wim", "--server", "h", "--json", "--verbose")
+    assert [json.loads(line)["event"] for line in result.stdout.splitlines()][-1] == "result"
+    assert "Joined as client 4" in result.stderr
+    assert "Datagrams dropped: checksum 1" in result.stderr
+
+
+def test_json_with_verbose_to_standard_output_is_nothing_but_objects_on_standard_error(fake):
+    result = invoke("win.wim", "-", "--server", "h", "--json", "--verbose")
+    assert [json.loads(line)["event"] for line in result.stderr.splitlines()][-1] == "result"
 
 
 def test_a_warning_in_the_middle_is_told_at_once(narrator):

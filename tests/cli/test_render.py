@@ -5,7 +5,7 @@ import io
 import pytest
 from screens import HOSTILE, Clock, view
 
-from cli.render import PlainScreen, endpoint, printable
+from cli.render import PlainScreen, counted, endpoint, printable
 
 
 def test_a_plain_screen_prints_every_line_at_once():
@@ -49,3 +49,8 @@ def test_printable_keeps_letters_of_every_script():
 def test_addresses_of_both_families():
     assert endpoint(("10.0.0.1", 5041)) == "10.0.0.1:5041"
     assert endpoint(("fe80::1", 5041)) == "[fe80::1]:5041"
+
+
+def test_one_is_counted_in_the_singular():
+    assert [counted(1, "receiver"), counted(2, "receiver")] == ["1 receiver", "2 receivers"]
+    assert [counted(1, "copy", "copies"), counted(3, "copy", "copies")] == ["1 copy", "3 copies"]

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import sys
 import threading
 
 import pytest
@@ -170,7 +171,65 @@ def test_an_error_while_cleaning_up_after_a_signal_does_not_change_the_exit_code
     assert [type(item).__name__ for item in output.items] == ["Interrupted"]
 
 
-def test_a_second_interrupt_ends_a_clean_up_that_hangs():
+def test_a_second_signal_soon_after_the_first_does_not_break_the_clean_up(capsys):
+    output = Recording()
+
+    async def work(post):
+        try:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked()
+            signal.raise_signal(signal.SIGTERM)
+            post("LEAVE sent")
+
+    assert run(work, output) == 130
+    assert output.items[0] == "LEAVE sent"
+    assert output.items[1].signal == "SIGINT"
+    assert output.closed == 1
+    assert capsys.readouterr().err.count("interrupted by SIGINT") == 1
+
+
+def test_a_signal_while_the_last_words_are_said_changes_nothing(monkeypatch, capsys):
+    class Interrupting(io.StringIO):
+        def write(self, text: str) -> int:
+            signal.raise_signal(signal.SIGINT)
+            return super().write(text)
+
+    errors = Interrupting()
+    monkeypatch.setattr(sys, "stderr", errors)
+
+    async def work(post):
+        raise wdstransport.StorageError("disk full")
+
+    assert run(work, Recording()) == 7
+    assert errors.getvalue() == "deploy-image: disk full\n"
+
+
+def test_a_signal_before_trio_runs_interrupts_the_work(monkeypatch):
+    real = trio.run
+
+    def interrupted_run(main):
+        signal.raise_signal(signal.SIGTERM)
+        real(main)
+
+    monkeypatch.setattr(trio, "run", interrupted_run)
+    assert run(lambda post: trio.sleep_forever(), Recording()) == 130
+
+
+def test_a_later_signal_ends_a_clean_up_that_hangs_at_once_and_says_so(monkeypatch, capfd):
+    codes = []
+    hanging = trio.Event()
+
+    def exit_now(code: int) -> None:
+        codes.append(code)
+        hanging.set()
+
+    monkeypatch.setattr(os, "_exit", exit_now)
+    monkeypatch.setattr(running, "_TOGETHER", 0.0)
+
     async def work(post):
         try:
             signal.raise_signal(signal.SIGINT)
@@ -179,42 +238,101 @@ def test_a_second_interrupt_ends_a_clean_up_that_hangs():
             with trio.CancelScope(shield=True):
                 await trio.testing.wait_all_tasks_blocked()
                 signal.raise_signal(signal.SIGINT)
-                await trio.sleep_forever()
+                await hanging.wait()
 
-    assert run(work, Recording()) == 130
+    run(work, Recording())
+    assert codes == [130]
+    assert "ended at once by another signal" in capfd.readouterr().err
 
 
-def test_a_reader_that_goes_away_ends_the_work_with_exit_code_1(capsys):
-    class Broken(Recording):
-        def show(self, item: object) -> None:
-            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+def test_after_the_command_signals_mean_what_they_meant_before():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
-    cleaned = []
+    async def work(post):
+        post("line")
 
+    run(work, Recording())
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+class Failing(Recording):
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+    def show(self, item: object) -> None:
+        raise self.error
+
+
+GONE = BrokenPipeError(errno.EPIPE, "Broken pipe")
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (GONE, "whoever read standard output has closed it"),
+        (FULL, "cannot write to standard output: No space left on device"),
+    ],
+)
+def test_progress_that_cannot_be_written_is_one_warning_and_the_work_goes_on(error, what, capsys):
+    done = []
+
+    async def work(post):
+        post("line")
+        await trio.testing.wait_all_tasks_blocked()
+        post("line after the loss")
+        done.append(True)
+
+    assert run(work, Failing(error)) == 0
+    assert done
+    assert capsys.readouterr().err == (
+        f"deploy-image: warning: {what}; the rest was done without showing it.\n"
+    )
+
+
+def test_progress_that_cannot_be_written_does_not_hide_how_the_work_failed(capsys):
+    async def work(post):
+        post("line")
+        await trio.testing.wait_all_tasks_blocked()
+        raise wdstransport.StorageError("disk full")
+
+    assert run(work, Failing(GONE)) == 7
+    assert "deploy-image: disk full" in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (GONE, "whoever read standard output has closed it."),
+        (FULL, "cannot write to standard output: No space left on device."),
+    ],
+)
+def test_events_that_cannot_be_written_end_the_work_with_exit_code_1_and_a_message(error, what, capsys):
     async def work(post):
         try:
             post("line")
             await trio.sleep_forever()
         finally:
-            post("after the end")
-            cleaned.append(True)
+            post("What arrived is kept in x.part.")
 
-    assert run(work, Broken()) == 1
-    assert cleaned
-    assert capsys.readouterr().err == ""
+    assert run(work, Failing(error), needed=True) == 1
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"deploy-image: {what}")
+    assert last == "What arrived is kept in x.part."
 
 
-def test_a_full_disk_under_the_output_is_said(capsys):
-    class Full(Recording):
-        def show(self, item: object) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
+def test_a_warning_that_cannot_be_written_either_changes_nothing(monkeypatch):
+    class Lost(io.StringIO):
+        def write(self, text: str) -> int:
+            raise GONE
+
+    monkeypatch.setattr(sys, "stderr", Lost())
 
     async def work(post):
         post("line")
-        await trio.sleep_forever()
 
-    assert run(work, Full()) == 1
-    assert capsys.readouterr().err == "deploy-image: cannot write the output: No space left on device\n"
+    assert run(work, Failing(GONE), where="standard error") == 0
 
 
 def test_an_interrupted_command_does_not_wait_for_an_output_that_takes_nothing(monkeypatch):
@@ -267,6 +385,15 @@ def test_json_output_writes_events_and_leaves_out_what_is_for_people():
     output.close()
     (line,) = stream.getvalue().splitlines()
     assert json.loads(line) == {"event": "warned", "seconds": 1.0, "message": "careful"}
+
+
+def test_lines_beside_the_events_that_cannot_be_written_do_not_lose_an_event():
+    stream = io.StringIO()
+    output = JsonOutput(stream, Failing(FULL))
+    output.show(WARNING)
+    output.show(WARNING)
+    output.close()
+    assert len(stream.getvalue().splitlines()) == 2
 
 
 def test_human_output_shows_what_the_narrator_makes_of_an_event():

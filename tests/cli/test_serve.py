@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shlex
 import signal
+import sys
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 import wdstransport
 from cli.deploy_image import app
 from cli.render import View
-from cli.serve import JSON_PERIOD, ServeNarrator, ServeOptions, receive_command, serve
+from cli.serve import JSON_PERIOD, ServeNarrator, ServeOptions, receive_command, run_serve, serve
 
 LISTENING = wdstransport.ServerListening(
     seconds=0.0, address=("10.0.0.1", 5041), interface="eth0", namespaces=("images",)
@@ -210,6 +211,24 @@ async def test_statistics_are_posted_every_period_while_it_serves(fake, image, a
     # The seventh is the one that every end posts.
     assert [later - earlier for earlier, later in pairwise(times)] == pytest.approx([JSON_PERIOD] * 5 + [0])
     assert fake.closed
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_with_a_closed_stream_it_serves_all_the_same(fake, monkeypatch, image, name):
+    monkeypatch.setattr(sys, name, None)
+    assert run_serve(ServeOptions(paths=(image,), exit_when_done=1)) == 0
+
+
+def test_events_for_closed_standard_output_are_exit_code_2_with_a_sentence(fake, monkeypatch, image, capsys):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert run_serve(ServeOptions(paths=(image,), exit_when_done=1, json=True)) == 2
+    assert "The events of --json would go to standard output, which is closed." in capsys.readouterr().err
+
+
+def test_json_with_verbose_says_the_features_on_standard_error(fake, image):
+    result = CliRunner().invoke(app, ["serve", str(image), "--exit-when-done", "1", "--json", "--verbose"])
+    assert all(json.loads(line)["event"] for line in result.stdout.splitlines())
+    assert "features: segmentation on" in result.stderr
 
 
 @pytest.fixture

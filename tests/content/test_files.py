@@ -206,6 +206,19 @@ def test_abandon_keeps_the_part_and_names_it(target: Path, part: Path) -> None:
     assert not target.exists()
 
 
+def test_abandon_removes_a_part_that_nothing_was_written_to(target: Path, tmp_path: Path) -> None:
+    assert prepared(target, 4).abandon() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_abandon_keeps_the_part_of_an_image_of_no_bytes_that_is_whole(target: Path, part: Path) -> None:
+    sink = prepared(target, 0)
+    target.write_bytes(b"somebody's")
+    with pytest.raises(StorageError, match="The whole image is in"):
+        sink.finish()
+    assert sink.abandon() == part
+
+
 def test_discard_leaves_nothing(target: Path, tmp_path: Path) -> None:
     sink = prepared(target, 4)
     sink.write(views(b"ab"), 0)
@@ -501,6 +514,7 @@ def test_failing_write_names_the_place_and_keeps_the_part(
     target: Path, part: Path, monkeypatch: pytest.MonkeyPatch, code: int, message: str
 ) -> None:
     sink = prepared(target, 100)
+    sink.write(views(b"x"), 0)
     monkeypatch.setattr(os, "pwritev", failing(code))
     with pytest.raises(StorageError, match=rf"image\.wim\.part could not be written at byte 40: .*{message}"):
         sink.write(views(b"x"), 40)
@@ -656,7 +670,9 @@ def test_disk_too_small_for_the_image_is_refused(disk: Path) -> None:
 @ROOT
 def test_disk_of_an_interrupted_reception_is_named(disk: Path) -> None:
     sink = prepared(disk, 4, force=True)
+    sink.write(views(b"ab"), 0)
     assert sink.abandon() == disk
+    assert prepared(disk, 4, force=True).abandon() is None
     prepared(disk, 4, force=True).discard()
     assert disk.is_block_device()
 

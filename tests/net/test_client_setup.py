@@ -269,3 +269,8 @@ async def test_data_of_an_offer_fits_what_the_server_has():
         offer = await find(server.port)
     assert offer.content_size == 1234
     assert offer.total_blocks == 2
+
+
+async def test_link_local_server_without_a_zone_is_told_to_name_the_interface():
+    with pytest.raises(UsageError, match=r"link-local.*fe80::1%eth0, or --interface eth0"):
+        await find(5041, server="fe80::1")

@@ -61,6 +61,7 @@ class FileSink:
         self._device = False
         self._directory: int | None = None
         self._descriptor: int | None = None
+        self._written = False
         self._over = False
         self._lock = threading.Lock()
 
@@ -112,6 +113,7 @@ class FileSink:
                         done = os.pwritev(descriptor, chunk, offset)
                         if not done:
                             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                        self._written = True
                         offset += done
                         want -= done
                         if want:
@@ -126,6 +128,7 @@ class FileSink:
         """See `Sink.finish`: flush, rename, flush the directory."""
         with self._lock:
             descriptor = self._opened()
+            self._written = True  # an image of no bytes is whole, too
             try:
                 os.fsync(descriptor)
             except OSError as error:
@@ -135,11 +138,11 @@ class FileSink:
             self._close(remove=False)
 
     def abandon(self) -> Path | None:
-        """See `Sink.abandon`."""
+        """See `Sink.abandon`: a part that nothing was written to is only reserved space, and is removed."""
         with self._lock:
             stays = self._descriptor is not None and (self._device or self._is_named(self._descriptor))
-            self._close(remove=False)
-            return self.part if stays else None
+            self._close(remove=not self._written)
+            return self.part if stays and self._written else None
 
     def discard(self) -> None:
         """See `Sink.discard`; a block device keeps what was written to it."""

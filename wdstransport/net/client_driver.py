@@ -135,6 +135,11 @@ class ClientDriver:
         self._consumer = consumer
         self._merge_ok = probe_merging(sockets.group.sock.family)
         self._segment_ok = probe_segmentation(sockets.own.sock.family)
+        self.features = {
+            "merging": "UDP_GRO" if self._merge_ok else "one by one",
+            "segmentation": "UDP_SEGMENT" if self._segment_ok else "one by one",
+            "joins": "source-specific" if sockets.group.source_specific else "any source",
+        }
         self._reopen = reopen
         self._on_turn = on_turn
         self._next_turn = math.inf if on_turn is None else -math.inf

@@ -86,6 +86,11 @@ async def find_offer(
     endpoints = await trio.to_thread.run_sync(resolve, server, port, abandon_on_cancel=True)
     asked = endpoints[0]
     if interface is None:
+        if "%" not in asked[0] and ipaddress.ip_address(asked[0]).is_link_local and ":" in asked[0]:
+            raise UsageError(
+                f"{server} is a link-local address, which each network has its own of; say which one is "
+                f"meant: {asked[0]}%eth0, or --interface eth0"
+            )
         chosen, local = await trio.to_thread.run_sync(route_to, asked[0], port, abandon_on_cancel=True)
     else:
         chosen = await trio.to_thread.run_sync(find_interface, interface)

@@ -305,6 +305,7 @@ class Reception:
                 duplicates=driver.session.application.duplicates,
                 refused=transport.refused,
                 dropped=sum(driver.session.dropped.values()),
+                dropped_by_reason=dict(driver.session.dropped),
             )
         )
         return now + _PROGRESS_INTERVAL
@@ -346,7 +347,8 @@ class Reception:
         """See `Consumer.joined`."""
         if self._joined_at is None:
             self._joined_at = trio.current_time()
-        self._tell(JoinedSession(seconds=self._seconds(), client_id=client_id))
+        features = self._driver.features if self._driver is not None else {}
+        self._tell(JoinedSession(seconds=self._seconds(), client_id=client_id, features=features))
 
     def about_to_sleep(self) -> bool:
         """See `Consumer.about_to_sleep`."""

@@ -6,7 +6,8 @@ its receiver started, on a monotonic clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 __all__ = [
     "ClientEvent",
@@ -137,10 +138,11 @@ class Initiated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinedSession:
-    """The server gave this receiver its ClientId (MS-WDSMT 2.2.6)."""
+    """The server gave this receiver its ClientId (MS-WDSMT 2.2.6); `features` of the fast path are in use."""
 
     seconds: float
     client_id: int
+    features: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +158,7 @@ class Progress:
     duplicates: int
     refused: int
     dropped: int
+    dropped_by_reason: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
