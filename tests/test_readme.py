@@ -145,7 +145,7 @@ def test_every_option_on_a_command_line_is_in_the_help_of_that_command():
 
 @pytest.mark.parametrize("text", [README, SECURITY, CHANGELOG], ids=["README", "SECURITY", "CHANGELOG"])
 def test_every_option_named_anywhere_is_in_the_help(text):
-    known = {"--help"}.union(*(shown_options(name) for name in ("serve", "receive", "demo")))
+    known = {"--help", "--version"}.union(*(shown_options(name) for name in ("serve", "receive", "demo")))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
     assert named
     assert named <= known
