@@ -83,7 +83,8 @@ class TestFindOffer:
             (2, "no such content"),
             (3, "no such namespace"),
             (5, "not allow"),
-            (69, "too many"),
+            (30, "cannot read"),
+            (69, "Try again when one is done"),
             (1234, "1234"),
         ],
     )

@@ -36,10 +36,12 @@ MODES = {"checksum": SecurityMode.CHECKSUM, "none": SecurityMode.NONE}
 _MOST_BLOCKS = 1 << 33
 """More than any image: 11 TB in Ethernet frames, and a gigabyte for one bit a block."""
 _CODES = {
-    2: "it has no such content",
-    3: "it has no such namespace",
-    5: "it does not allow this content",
-    69: "it serves too many contents already; try again when some are done",
+    2: "it has no such content. Check the name; the server prints what it has when it starts",
+    3: "it has no such namespace. Check --namespace; the server prints its own when it starts",
+    5: "it does not allow this content. Ask its administrator",
+    30: "it cannot read it. Its administrator finds the reason in the server's output",
+    69: "others are receiving as many contents as it serves at a time. Try again when one is done, or widen "
+    "the server's --session-ports",
 }
 
 
@@ -120,10 +122,9 @@ async def find_offer(
             f"this --port, that UDP port {asked[1]} passes the firewalls, and that --interface is right."
         )
     if isinstance(answer, ErrorReply):
-        why = _CODES.get(answer.error, f"Win32 error {answer.error}")
+        why = _CODES.get(answer.error, f"Win32 error {answer.error}. Ask its administrator")
         raise RefusedError(
-            f"{where} refused {content!r} in namespace {namespace!r}: {why}. Check the names; the server "
-            "prints what it has when it starts.",
+            f"{where} refused {content!r} in namespace {namespace!r}: {why}.",
             answer.error,
         )
     return _checked(answer, asked, chosen, local, where)
