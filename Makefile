@@ -40,7 +40,7 @@ bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python tests/bench/run.py $(BENCH)
 
-# Whether --rate is exact and memory does not grow with the image: root, a quarter of an hour, 20 GiB below /tmp.
+# Whether --rate is exact and memory does not grow with the image: root, 20 GiB of room below /tmp, and minutes.
 limits: $(STAMP)
 	$(BIN)/python tests/bench/limits.py rate 1M,10M,100M,500M,1G,2G
 	$(BIN)/python tests/bench/limits.py memory 20GiB

@@ -24,6 +24,7 @@ from wdstransport.net.batching import probe_merging, probe_segmentation
 from wdstransport.net.client_setup import MODES
 from wdstransport.net.initiation import InitiationListener
 from wdstransport.net.interfaces import Endpoint, Interface, family_of, find_interface
+from wdstransport.net.offload import name_features
 from wdstransport.net.places import NoFreePortError, SessionPlaces
 from wdstransport.net.served_client import ClientCallback, ClientRecords, ServedClient
 from wdstransport.net.serving import SessionSettings, check_rate
@@ -147,8 +148,9 @@ class TransportServer:
         self._nursery_manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._nursery: trio.Nursery | None = None
         self._features = {
-            "segmentation": "UDP_SEGMENT" if probe_segmentation(socket.AF_INET) else "one by one",
-            "merging": "UDP_GRO" if probe_merging(socket.AF_INET) else "one by one",
+            **name_features(
+                segment_ok=probe_segmentation(socket.AF_INET), merge_ok=probe_merging(socket.AF_INET)
+            ),
             "pacing": "none" if rate is None else "own",
         }
         for namespace in namespaces:

@@ -33,7 +33,7 @@ Where it is not flat, and why:
   chance 1 - (1 - p)^N: 63 % for 1 % and 100 clients, all packets for 1000. Without forward error correction,
   which the documents do not have, each is repaired once, for all who lost it, and again with the chance
   1 - (1 - p^2)^N that one of them loses that, too, and so on: 1.096 repairs a packet for 1 % and 1000
-  clients, and 1.098 are sent. No grouping of NACKs could save one. The link is full for 0.40 s then, until
+  clients, and 1.100 are sent. No grouping of NACKs could save one. The link is full for 0.40 s then, until
   the last block is out; what follows are the back-offs of the last NACKs and the LEAVEs.
 - *ACK grows with RDATA*: the master acknowledges each repair (MS-WDSMT 3.2.5.13); RDATA has no option to
   excuse it (2.2.17).

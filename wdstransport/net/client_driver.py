@@ -20,6 +20,7 @@ from wdstransport.net.batching import (
 from wdstransport.net.joining import RunReader
 from wdstransport.net.lossy import Lossy
 from wdstransport.net.multicast import GroupSocket, OpenSocket
+from wdstransport.net.offload import name_features
 from wdstransport.net.slabs import READ_ROOM
 from wdstransport.net.waiting import Waiter, open_tasks
 from wdstransport.protocol.client_session import ClientSession
@@ -136,8 +137,7 @@ class ClientDriver:
         self._merge_ok = probe_merging(sockets.group.sock.family)
         self._segment_ok = probe_segmentation(sockets.own.sock.family)
         self.features = {
-            "merging": "UDP_GRO" if self._merge_ok else "one by one",
-            "segmentation": "UDP_SEGMENT" if self._segment_ok else "one by one",
+            **name_features(segment_ok=self._segment_ok, merge_ok=self._merge_ok),
             "joins": "source-specific" if sockets.group.source_specific else "any source",
         }
         self._reopen = reopen

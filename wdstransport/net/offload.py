@@ -10,6 +10,7 @@ __all__ = [
     "UDP_GRO",
     "UDP_SEGMENT",
     "merged_size",
+    "name_features",
     "probe_merging",
     "probe_segmentation",
     "segment_request",
@@ -58,6 +59,14 @@ def probe_segmentation(family: int) -> bool:
 def probe_merging(family: int) -> bool:
     """Whether the kernel hands a run of datagrams over in one piece (UDP_GRO), tried likewise."""
     return _probe(family, merge=True)
+
+
+def name_features(*, segment_ok: bool, merge_ok: bool) -> dict[str, str]:
+    """What the probes found, in the words of events and statistics."""
+    return {
+        "segmentation": "UDP_SEGMENT" if segment_ok else "one by one",
+        "merging": "UDP_GRO" if merge_ok else "one by one",
+    }
 
 
 def _probe(family: int, *, merge: bool) -> bool:

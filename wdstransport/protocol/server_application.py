@@ -70,7 +70,7 @@ class ServerApplication:
         self.plan_number = 0
         self.events: list[ServerSessionEvent] = []
         self._answers: dict[int, wire.CntCir] = {}
-        self._answers_before: dict[int, wire.CntCir] = {}
+        self._missed: dict[int, tuple[tuple[int, int], ...]] = {}
         self._deadline = math.inf
         self._rest = parameters.empty_query_wait
         self._rested = False
@@ -188,12 +188,12 @@ class ServerApplication:
             return
         # Whoever has everything needs no round of its own, and whom the last one brought nothing, perhaps
         # since its disk stands still, keeps nobody waiting (deviation 40).
-        before = self._answers_before
-        self._answers_before = dict(self._answers)
+        before = self._missed
+        self._missed = {client_id: answer.ranges for client_id, answer in self._answers.items()}
         moving = [
             answer
             for client_id, answer in self._answers.items()
-            if answer.ranges and not (client_id in before and before[client_id].ranges == answer.ranges)
+            if answer.ranges and before.get(client_id) != answer.ranges
         ]
         oldest = max((answer.time_in_session for answer in moving), default=0)
         merged = RangeSet()
