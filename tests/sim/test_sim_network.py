@@ -140,3 +140,36 @@ def test_a_full_queue_in_front_of_everybody_does_not_stop_the_transfer(seed):
     sim.run()
     sim.check()
     assert sim.finished_at - server.began_at < 3 * sim.image.size * 1.1 / 25e6
+
+
+@pytest.mark.parametrize("seed", seeds(2))
+def test_more_holes_than_a_client_keeps_apart_are_filled_all_the_same(seed):
+    """Half of what comes is lost and no NACK gets out: `BlockMap` goes over from its list of holes to bits."""
+    sim = Simulation(seed, size=40 * MEGABYTE, rate=12.5e6)
+    server = sim.server(min_clients=2)
+    sim.clients(server, 2)
+    holes = []
+
+    def cut():
+        # Not the master, for whose ACKs the server would wait.
+        victim = next(each for each in sim.receivers if each.address != server.master())
+        victim.host.down.set(loss=0.5)
+        victim.host.up.set(blocked=True)
+        sim.at(3.0, heal, victim)
+        look(victim)
+
+    def heal(victim):
+        victim.host.down.set(loss=0.0)
+        victim.host.up.set(blocked=False)
+
+    def look(victim):
+        holes.append(len(victim.session.application.blocks._holes))
+        if victim.outcome is None:
+            sim.world.after(0.001, look, victim)
+
+    sim.at(0.35, cut)
+    sim.run()
+    sim.check()
+    most = max(holes)
+    assert most > 4000, most
+    assert min(holes[holes.index(most) :]) == 0
