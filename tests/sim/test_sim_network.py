@@ -144,7 +144,7 @@ def test_a_full_queue_in_front_of_everybody_does_not_stop_the_transfer(seed):
 
 @pytest.mark.parametrize("seed", seeds(2))
 def test_more_holes_than_a_client_keeps_apart_are_filled_all_the_same(seed):
-    """Half of what comes is lost and no NACK gets out: `BlockMap` goes over from its list of holes to bits."""
+    """Half of what comes is lost and no NACK gets out: `BlockMap` goes over from holes to bits."""
     sim = Simulation(seed, size=40 * MEGABYTE, rate=12.5e6)
     server = sim.server(min_clients=2)
     sim.clients(server, 2)
