@@ -311,6 +311,23 @@ def test_what_a_server_without_clients_sends_does_not_put_joining_again_off(clie
     assert client.timers.get(ClientTimer.REJOIN) == T + 5
 
 
+def test_client_that_misses_nothing_does_not_join_again_while_it_stores():
+    script = ClientScript(total_blocks=3).regular()
+    script.odata(T + 1, 1, 2, 3)
+    for second in range(2, 100):
+        script.transport.heard(T + second)
+        script.spm(T + second, second)
+        script.transport.handle_timers(T + second)
+    assert script.sent(Join) == []
+    assert script.transport.state is ClientState.REGULAR
+
+
+def test_client_that_has_everything_already_does_not_join_again():
+    script = ClientScript(total_blocks=3, have=[(1, 3)]).regular()
+    script.transport.handle_timers(T + 29)
+    assert script.sent(Join) == []
+
+
 def test_answer_to_joining_again_may_bring_a_new_id(client):
     client.transport.handle_timers(T + 5)
     client.sent()

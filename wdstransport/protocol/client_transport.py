@@ -203,6 +203,11 @@ class ClientTransport:
         forgotten this client, whose first QCRs were all lost, and has no packet to say so (deviation 56). An
         SPM alone is a weak sign: while a start waits for more clients, it is all that anybody hears.
         """
+        if self.application.complete:
+            # To a server that keeps a record for every JOIN (3.1.5.2.1) joining again makes another client,
+            # and leaves it waiting for this one's ACKs. Who misses nothing has no reason to.
+            self.timers.stop(ClientTimer.REJOIN)
+            return
         interval = self.parameters.rejoin_interval
         if strongly:
             self._weak_until = now + 6 * interval
