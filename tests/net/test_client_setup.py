@@ -84,6 +84,7 @@ class TestFindOffer:
             (3, "no such namespace"),
             (5, "not allow"),
             (30, "cannot read"),
+            (59, "cannot send to the network"),
             (69, "Try again when one is done"),
             (1234, "1234"),
         ],

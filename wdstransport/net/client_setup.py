@@ -40,6 +40,8 @@ _CODES = {
     3: "it has no such namespace. Check --namespace; the server prints its own when it starts",
     5: "it does not allow this content. Ask its administrator",
     30: "it cannot read it. Its administrator finds the reason in the server's output",
+    59: "it cannot send to the network from which it was asked. Its administrator finds the reason in the "
+    "server's output",
     69: "others are receiving as many contents as it serves at a time. Try again when one is done, or widen "
     "the server's --session-ports",
 }
