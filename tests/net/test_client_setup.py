@@ -12,6 +12,7 @@ from loopback import HOST, PATIENCE, Server, image
 from wdstransport.errors import NobodyAnsweredError, RefusedError, RemoteError, TransportError, UsageError
 from wdstransport.net import client_setup, initiation
 from wdstransport.net.client_setup import demoted_sockets, find_offer, new_session, open_sockets
+from wdstransport.net.interfaces import find_interface
 from wdstransport.protocol.events import Demoted
 from wdstransport.protocol.parameters import ClientParameters
 from wdstransport.wire.initiation import ErrorReply
@@ -76,6 +77,25 @@ class TestFindOffer:
         server.close()
         assert (request.namespace, request.content) == ("other", "a/b.wim")
         assert request.ipv6_capable is None
+
+    @pytest.mark.parametrize("multicast", [True, False])
+    async def test_who_asks_over_ipv6_says_whether_its_interface_hears_groups_there(
+        self, multicast, monkeypatch
+    ):
+        there = replace(
+            find_interface("lo"), ipv6=("2001:db8::1",), multicast=multicast, mac=bytes([2, 0, 0, 0, 0, 1])
+        )
+        asked = []
+
+        async def request(server, local, request, timeout):
+            asked.append(request)
+            return ErrorReply(2)
+
+        monkeypatch.setattr(client_setup, "route_to", lambda *_: (there, "2001:db8::1"))
+        monkeypatch.setattr(client_setup, "request_session", request)
+        with pytest.raises(RefusedError):
+            await find(5041, server="2001:db8::2")
+        assert [request.ipv6_capable for request in asked] == [multicast]
 
     @pytest.mark.parametrize(
         ("code", "words"),

@@ -109,7 +109,10 @@ async def find_offer(
     v6 = family_of(asked[0]) == socket.AF_INET6
     if v6:
         asked, local = (with_zone(asked[0], chosen), asked[1]), with_zone(local, chosen)
-    request = Request(namespace, content, chosen.mac, True if v6 else None)
+    # Who asks over IPv6 need not be able to hear a group there: loopback and many tunnels are not (2.2.2.1).
+    request = Request(
+        namespace, content, chosen.mac, chosen.carries_multicast(socket.AF_INET6) if v6 else None
+    )
     try:
         encode(request)
     except ValueError as error:
