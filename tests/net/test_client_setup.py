@@ -15,6 +15,7 @@ from wdstransport.net.client_setup import demoted_sockets, find_offer, new_sessi
 from wdstransport.net.interfaces import find_interface
 from wdstransport.protocol.events import Demoted
 from wdstransport.protocol.parameters import ClientParameters
+from wdstransport.wire.application import MAX_BLOCK_SIZE
 from wdstransport.wire.initiation import ErrorReply
 from wdstransport.wire.transport import Join, decode
 
@@ -97,6 +98,11 @@ class TestFindOffer:
             await find(5041, server="2001:db8::2")
         assert [request.ipv6_capable for request in asked] == [multicast]
 
+    @pytest.mark.parametrize("block_size", [8785, 65_452, MAX_BLOCK_SIZE])
+    async def test_an_offer_of_any_block_that_a_packet_can_count_is_taken(self, block_size):
+        async with server_answering(block_size=block_size, total_blocks=1) as server:
+            assert (await find(server.port)).block_size == block_size
+
     @pytest.mark.parametrize(
         ("code", "words"),
         [
@@ -136,7 +142,7 @@ class TestFindOffer:
             {"multicast_address": LOCAL},
             {"multicast_address": bytes(4)},
             {"server_address": MULTICAST},
-            {"block_size": 65_401, "total_blocks": 1},
+            {"block_size": MAX_BLOCK_SIZE + 1, "total_blocks": 1},
             {"block_size": 2**32 - 1, "total_blocks": 1},
         ],
         ids=lambda changes: " ".join(changes),

@@ -26,6 +26,7 @@ from wdstransport.net.multicast import open_client_socket, open_group_socket
 from wdstransport.protocol.client_session import ClientSession
 from wdstransport.protocol.events import Demoted
 from wdstransport.protocol.parameters import ClientParameters
+from wdstransport.wire.application import MAX_BLOCK_SIZE
 from wdstransport.wire.initiation import ErrorReply, Reply, Request, encode, total_blocks
 from wdstransport.wire.security import SecurityMode, make_security
 from wdstransport.wire.transport import fit_client_name
@@ -152,7 +153,7 @@ def _checked(reply: Reply, asked: Endpoint, interface: Interface, local: str, wh
         and group.version == unicast.version
         and not unicast.is_multicast
         and reply.multicast_port == reply.server_port != 0
-        and 0 < reply.block_size <= 65_400
+        and 0 < reply.block_size <= MAX_BLOCK_SIZE
         and reply.total_blocks <= _MOST_BLOCKS
         and reply.total_blocks == total_blocks(reply.content_size, reply.block_size)
     )
