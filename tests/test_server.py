@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+from dataclasses import replace
 
 import pytest
 import trio
@@ -188,6 +189,18 @@ class TestNames:
                 await site.receive()
             assert caught.value.code == 30
             assert "disk is failing" in site.events.of(Warned)[-1].message
+
+    async def test_a_session_that_has_no_place_on_the_network_is_an_error_reply_and_a_warning(self):
+        async with serving(b"x") as site:
+            place = site.server._places.locate(HOST, False)
+            site.server._places.locate = lambda *_: replace(
+                place, interface=replace(place.interface, up=False)
+            )
+            with pytest.raises(RefusedError, match="network") as caught:
+                await site.receive()
+            assert caught.value.code == 59
+            assert len(site.events.of(RequestRefused, code=59)) == 1
+            assert "it is down" in site.events.of(Warned)[-1].message
 
 
 class TestTheGate:

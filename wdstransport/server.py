@@ -43,8 +43,8 @@ _TOLD_PER_SECOND, _TOLD_AT_ONCE = 20.0, 100.0
 """Events of requests that fail, a second and at once. Events are never left out behind a slow reader, and
 forged requests cost their sender nothing: without a bound, what waits to be told grows."""
 _SAME_WARNING = 60.0
-"""Seconds in which one and the same warning is given once: a client that gets no answer asks every second."""
-_FILE_NOT_FOUND, _PATH_NOT_FOUND, _READ_FAULT, _TOO_MANY_SESSIONS = 2, 3, 30, 69
+"""Seconds in which one and the same warning is given once: who is refused may ask again every second."""
+_FILE_NOT_FOUND, _PATH_NOT_FOUND, _READ_FAULT, _NETWORK_ERROR, _TOO_MANY_SESSIONS = 2, 3, 30, 59, 69
 
 
 class TransportServer:
@@ -294,7 +294,7 @@ class TransportServer:
     # ------------------------------------------------------------------ requests
 
     async def _answer(self, request: Request, source: Endpoint, local: str) -> InitiationPacket | None:
-        """MS-WDSMSI 3.1.5.3."""
+        """MS-WDSMSI 3.1.5.3; whatever prevents a session is answered with an error (2.2.2.3)."""
         self._requests += 1
         try:
             namespace = self._namespaces.get(request.namespace)
@@ -315,8 +315,8 @@ class TransportServer:
             self._warn(str(error), f"request of {source[0]} for {request.content!r} refused: {error}")
             return self._refuse(request, source, _TOO_MANY_SESSIONS)
         except TransportError as error:
-            self._warn(str(error), f"request of {source[0]} for {request.content!r} not answered: {error}")
-            return None
+            self._warn(str(error), f"request of {source[0]} for {request.content!r} refused: {error}")
+            return self._refuse(request, source, _NETWORK_ERROR)
         return served.offer(source)
 
     def _refuse(self, request: Request, source: Endpoint, code: int) -> ErrorReply:

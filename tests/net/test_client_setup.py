@@ -12,8 +12,10 @@ from loopback import HOST, PATIENCE, Server, image
 from wdstransport.errors import NobodyAnsweredError, RefusedError, RemoteError, TransportError, UsageError
 from wdstransport.net import client_setup, initiation
 from wdstransport.net.client_setup import demoted_sockets, find_offer, new_session, open_sockets
+from wdstransport.net.interfaces import find_interface
 from wdstransport.protocol.events import Demoted
 from wdstransport.protocol.parameters import ClientParameters
+from wdstransport.wire.application import MAX_BLOCK_SIZE
 from wdstransport.wire.initiation import ErrorReply
 from wdstransport.wire.transport import Join, decode
 
@@ -77,6 +79,30 @@ class TestFindOffer:
         assert (request.namespace, request.content) == ("other", "a/b.wim")
         assert request.ipv6_capable is None
 
+    @pytest.mark.parametrize("multicast", [True, False])
+    async def test_who_asks_over_ipv6_says_whether_its_interface_hears_groups_there(
+        self, multicast, monkeypatch
+    ):
+        there = replace(
+            find_interface("lo"), ipv6=("2001:db8::1",), multicast=multicast, mac=bytes([2, 0, 0, 0, 0, 1])
+        )
+        asked = []
+
+        async def request(server, local, request, timeout):
+            asked.append(request)
+            return ErrorReply(2)
+
+        monkeypatch.setattr(client_setup, "route_to", lambda *_: (there, "2001:db8::1"))
+        monkeypatch.setattr(client_setup, "request_session", request)
+        with pytest.raises(RefusedError):
+            await find(5041, server="2001:db8::2")
+        assert [request.ipv6_capable for request in asked] == [multicast]
+
+    @pytest.mark.parametrize("block_size", [8785, 65_452, MAX_BLOCK_SIZE])
+    async def test_an_offer_of_any_block_that_a_packet_can_count_is_taken(self, block_size):
+        async with server_answering(block_size=block_size, total_blocks=1) as server:
+            assert (await find(server.port)).block_size == block_size
+
     @pytest.mark.parametrize(
         ("code", "words"),
         [
@@ -84,6 +110,7 @@ class TestFindOffer:
             (3, "no such namespace"),
             (5, "not allow"),
             (30, "cannot read"),
+            (59, "cannot send to the network"),
             (69, "Try again when one is done"),
             (1234, "1234"),
         ],
@@ -115,7 +142,7 @@ class TestFindOffer:
             {"multicast_address": LOCAL},
             {"multicast_address": bytes(4)},
             {"server_address": MULTICAST},
-            {"block_size": 65_401, "total_blocks": 1},
+            {"block_size": MAX_BLOCK_SIZE + 1, "total_blocks": 1},
             {"block_size": 2**32 - 1, "total_blocks": 1},
         ],
         ids=lambda changes: " ".join(changes),

@@ -123,6 +123,12 @@ class TestListener:
         assert door.asked == [(REQUEST, asker.getsockname(), HOST)]
         await until(lambda: door.listener.requests == 1)
 
+    async def test_a_request_with_names_as_long_as_paths_can_be_is_read_whole(self, door, asker):
+        request = Request("images", "/".join(["x" * 255] * 15), bytes(6))
+        answer, _ = await ask(asker, door.port, encode(request))
+        assert answer == REPLY
+        assert [asked for asked, _, _ in door.asked] == [request]
+
     async def test_an_error_goes_out_like_an_offer(self, door, asker):
         door.answer = ErrorReply(2)
         assert (await ask(asker, door.port))[0] == ErrorReply(2)
@@ -286,6 +292,13 @@ class TestRequestSession:
         with Script([encode(REPLY)]) as server:
             assert await request_session(server.address, HOST, REQUEST, PATIENCE) == REPLY
         assert server.requests == [REQUEST]
+
+    async def test_an_answer_with_long_unknown_options_is_read_whole(self):
+        unknown = bytes.fromhex("7777 EA60") + bytes(60_000)
+        offer = encode(REPLY)
+        longer = offer[:1] + (int.from_bytes(offer[1:3], "big") + 1).to_bytes(2, "big") + offer[3:] + unknown
+        with Script([longer]) as server:
+            assert await request_session(server.address, HOST, REQUEST, PATIENCE) == REPLY
 
     async def test_an_error_is_an_answer(self):
         with Script([encode(ErrorReply(3))]) as server:

@@ -26,6 +26,7 @@ from wdstransport.net.multicast import open_client_socket, open_group_socket
 from wdstransport.protocol.client_session import ClientSession
 from wdstransport.protocol.events import Demoted
 from wdstransport.protocol.parameters import ClientParameters
+from wdstransport.wire.application import MAX_BLOCK_SIZE
 from wdstransport.wire.initiation import ErrorReply, Reply, Request, encode, total_blocks
 from wdstransport.wire.security import SecurityMode, make_security
 from wdstransport.wire.transport import fit_client_name
@@ -40,6 +41,8 @@ _CODES = {
     3: "it has no such namespace. Check --namespace; the server prints its own when it starts",
     5: "it does not allow this content. Ask its administrator",
     30: "it cannot read it. Its administrator finds the reason in the server's output",
+    59: "it cannot send to the network from which it was asked. Its administrator finds the reason in the "
+    "server's output",
     69: "others are receiving as many contents as it serves at a time. Try again when one is done, or widen "
     "the server's --session-ports",
 }
@@ -107,7 +110,10 @@ async def find_offer(
     v6 = family_of(asked[0]) == socket.AF_INET6
     if v6:
         asked, local = (with_zone(asked[0], chosen), asked[1]), with_zone(local, chosen)
-    request = Request(namespace, content, chosen.mac, True if v6 else None)
+    # Who asks over IPv6 need not be able to hear a group there: loopback and many tunnels are not (2.2.2.1).
+    request = Request(
+        namespace, content, chosen.mac, chosen.carries_multicast(socket.AF_INET6) if v6 else None
+    )
     try:
         encode(request)
     except ValueError as error:
@@ -147,7 +153,7 @@ def _checked(reply: Reply, asked: Endpoint, interface: Interface, local: str, wh
         and group.version == unicast.version
         and not unicast.is_multicast
         and reply.multicast_port == reply.server_port != 0
-        and 0 < reply.block_size <= 65_400
+        and 0 < reply.block_size <= MAX_BLOCK_SIZE
         and reply.total_blocks <= _MOST_BLOCKS
         and reply.total_blocks == total_blocks(reply.content_size, reply.block_size)
     )

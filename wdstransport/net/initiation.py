@@ -24,6 +24,11 @@ _IP_PKTINFO = getattr(socket, "IP_PKTINFO", 8)
 _SNDBUF = 4 << 20
 """Bytes of send buffer wanted. A reply to a forged address of the server's own network holds a kilobyte of it
 for the three seconds that ARP takes to give up, and everybody else's replies wait behind."""
+_LONGEST_REQUEST = 3 * 4096
+"""A path's 4096 letters (PATH_MAX) in UTF-16, and half as much for a namespace and options. What is cut off
+looks like a damaged packet, which is never answered. Much more would let strangers swell what is told of
+their requests."""
+_LONGEST_REPLY = 65535
 _RETRY = 1.0
 """Seconds a client waits before it asks again (MS-WDSMSI 3.1.6)."""
 
@@ -110,7 +115,7 @@ class InitiationListener:
         """
         while True:
             try:
-                data, ancillary, _, source = await self._sock.recvmsg(2048, 128)
+                data, ancillary, _, source = await self._sock.recvmsg(_LONGEST_REQUEST, 128)
             except trio.ClosedResourceError:
                 return
             except OSError:
@@ -211,7 +216,7 @@ async def request_session(
 async def _answer(sock: trio.socket.SocketType, server: Endpoint) -> Reply | ErrorReply:
     while True:
         try:
-            data, source = await sock.recvfrom(4096)
+            data, source = await sock.recvfrom(_LONGEST_REPLY)
         except OSError:
             # Port unreachable: perhaps the server is only starting. The caller's clock decides.
             await trio.sleep(0.05)
