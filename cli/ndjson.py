@@ -66,6 +66,7 @@ TYPES: tuple[type, ...] = (
     wdstransport.JoinedSession,
     wdstransport.Progress,
     wdstransport.Finished,
+    wdstransport.Kept,
     wdstransport.ReceiveResult,
     ErrorReport,
     Interrupted,

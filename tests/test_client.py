@@ -17,6 +17,7 @@ from wdstransport import (
     Finished,
     Initiated,
     JoinedSession,
+    Kept,
     NobodyAnsweredError,
     PipeSink,
     Progress,
@@ -167,6 +168,7 @@ class TestNobodyAnswers:
         assert isinstance(reception.error, NobodyAnsweredError)
         part = tmp_path / "copy.part"
         assert str(part) in " ".join(reception.error.__notes__)
+        assert [event.part for event in reception.events.of(Kept)] == [str(part)]
         assert os.listdir(tmp_path) == ["copy.part"]
         assert part.read_bytes()[:9000] == image(20_000)[:9000]
 
@@ -408,9 +410,20 @@ class TestCancelling:
             await leaver.ended.wait()
             assert leaver.error is None
             assert leaver.result is None
+            assert [event.part for event in leaver.events.of(Kept)] == [str(tmp_path / "copy.part")]
             await stays.ended.wait()
             assert stays.data == data
         assert os.listdir(tmp_path) == ["copy.part"]
+
+    async def test_before_anything_came_nothing_is_said_to_be_kept(self, tmp_path):
+        (tmp_path / "copy.part").write_bytes(b"of an earlier run")
+        async with serving(image(1000), min_clients=2) as site, trio.open_nursery() as nursery:
+            leaver = Reception(nursery, site.port, tmp_path / "copy")
+            await leaver.events.wait(JoinedSession)
+            leaver.scope.cancel()
+            await leaver.ended.wait()
+        assert leaver.events.of(Kept) == []
+        assert os.listdir(tmp_path) == []
 
     async def test_before_the_server_has_answered(self, tmp_path):
         deaf = Server(b"x")

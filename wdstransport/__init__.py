@@ -38,6 +38,7 @@ from wdstransport.observe.events import ClientLeft as ClientLeft
 from wdstransport.observe.events import Finished as Finished
 from wdstransport.observe.events import Initiated as Initiated
 from wdstransport.observe.events import JoinedSession as JoinedSession
+from wdstransport.observe.events import Kept as Kept
 from wdstransport.observe.events import Progress as Progress
 from wdstransport.observe.events import RequestRefused as RequestRefused
 from wdstransport.observe.events import SendingStarted as SendingStarted

@@ -17,7 +17,15 @@ from wdstransport.net.client_driver import ClientDriver
 from wdstransport.net.client_setup import MODES, Offer, demoted_sockets, find_offer, new_session, open_sockets
 from wdstransport.net.waiting import open_tasks
 from wdstransport.net.writing import BlockWriter
-from wdstransport.observe.events import ClientEvent, Finished, Initiated, JoinedSession, Progress, Warned
+from wdstransport.observe.events import (
+    ClientEvent,
+    Finished,
+    Initiated,
+    JoinedSession,
+    Kept,
+    Progress,
+    Warned,
+)
 from wdstransport.protocol.events import BlocksArrived, Departed, Left
 from wdstransport.protocol.parameters import ClientParameters
 from wdstransport.wire.transport import KickReason
@@ -174,8 +182,10 @@ class Reception:
                 await self._complete(sink)  # content of no bytes (deviation 46)
         except BaseException as error:
             self.kept = sink.abandon()
-            if self.kept is not None and isinstance(error, TransportError):
-                error.add_note(f"What arrived is kept in {self.kept}.")
+            if self.kept is not None:
+                self._tell(Kept(seconds=self._seconds(), part=str(self.kept)))
+                if isinstance(error, TransportError):
+                    error.add_note(f"What arrived is kept in {self.kept}.")
             raise
         self._tell(Finished(seconds=self._seconds(), target=sink.description, size=offer.content_size))
         return self.result()

@@ -16,6 +16,7 @@ __all__ = [
     "Finished",
     "Initiated",
     "JoinedSession",
+    "Kept",
     "Progress",
     "RequestRefused",
     "SendingStarted",
@@ -170,6 +171,14 @@ class Finished:
     size: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """The reception failed or was cancelled, and what arrived in it is in the file `part`."""
+
+    seconds: float
+    part: str
+
+
 ServerEvent = (
     ServerListening
     | SessionOpened
@@ -180,4 +189,4 @@ ServerEvent = (
     | RequestRefused
     | Warned
 )
-ClientEvent = Initiated | JoinedSession | Progress | Finished | Warned
+ClientEvent = Initiated | JoinedSession | Progress | Finished | Kept | Warned
