@@ -62,6 +62,7 @@ TYPES: tuple[type, ...] = (
     wdstransport.RequestRefused,
     wdstransport.Warned,
     wdstransport.ServerStatistics,
+    wdstransport.Unanswered,
     wdstransport.Initiated,
     wdstransport.JoinedSession,
     wdstransport.Progress,

@@ -112,6 +112,8 @@ class ReceiveNarrator:
     def tell(self, item: object) -> Iterable[str | View]:
         """See `Narrator.tell`."""
         match item:
+            case wdstransport.Unanswered():
+                yield item.message
             case wdstransport.Initiated():
                 self._initiated = item
                 yield from self._tell_initiated(item)

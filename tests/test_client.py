@@ -26,10 +26,11 @@ from wdstransport import (
     RemovedError,
     SendingStarted,
     StorageError,
+    Unanswered,
     UsageError,
     Warned,
 )
-from wdstransport.net import client_driver, reception
+from wdstransport.net import client_driver, initiation, reception
 from wdstransport.protocol.parameters import ClientParameters, ServerParameters
 from wdstransport.wire.transport import Kick, KickReason, Leave, LeaveReason, Nack, Spm
 
@@ -147,6 +148,23 @@ class TestNobodyAnswers:
                 await receive(server.port, tmp_path / "copy", timeout=0.2)
         server.close()
         assert not (tmp_path / "copy").exists()
+
+    async def test_a_server_that_does_not_answer_is_an_event_before_it_is_an_error(self, monkeypatch):
+        monkeypatch.setattr(initiation, "_RETRY", 0.001)
+        told = []
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf, trio.CancelScope() as scope:
+            deaf.bind((HOST, 0))
+            address = deaf.getsockname()
+
+            def on_event(event):
+                told.append(event)
+                scope.cancel()
+
+            await receive(address[1], Sink(), on_event=on_event)
+        (event,) = told
+        assert isinstance(event, Unanswered)
+        assert (event.server, event.interface, event.asked) == (address, "lo", 5)
+        assert event.seconds > 0
 
     @pytest.mark.parametrize(("ours", "theirs"), [("checksum", "none"), ("none", "checksum")])
     async def test_a_server_with_another_security_is_named_as_a_cause(self, ours, theirs):

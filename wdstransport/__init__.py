@@ -46,6 +46,7 @@ from wdstransport.observe.events import ServerEvent as ServerEvent
 from wdstransport.observe.events import ServerListening as ServerListening
 from wdstransport.observe.events import SessionEnded as SessionEnded
 from wdstransport.observe.events import SessionOpened as SessionOpened
+from wdstransport.observe.events import Unanswered as Unanswered
 from wdstransport.observe.events import Warned as Warned
 from wdstransport.observe.statistics import ClientStatistics as ClientStatistics
 from wdstransport.observe.statistics import ServerStatistics as ServerStatistics

@@ -395,5 +395,13 @@ def test_json_with_verbose_to_standard_output_is_nothing_but_objects_on_standard
     assert [json.loads(line)["event"] for line in result.stderr.splitlines()][-1] == "result"
 
 
+def test_a_server_that_does_not_answer_is_told_at_once(fake):
+    silent = ReceiveNarrator(ReceiveOptions(content="win.wim", target="t", server="h"))
+    event = wdstransport.Unanswered(
+        seconds=5.0, server=("10.0.0.1", 5041), interface="eth0", asked=5, message="no answer yet from h"
+    )
+    assert pieces(silent, event) == ["no answer yet from h"]
+
+
 def test_a_warning_in_the_middle_is_told_at_once(narrator):
     assert pieces(narrator, CAPPED) == ["warning: the kernel capped the buffer"]

@@ -14,7 +14,15 @@ import trio
 from wdstransport.content.sinks import FileSink, PipeSink, Sink, check_target
 from wdstransport.errors import NobodyAnsweredError, RemovedError, TransportError, UsageError
 from wdstransport.net.client_driver import ClientDriver
-from wdstransport.net.client_setup import MODES, Offer, demoted_sockets, find_offer, new_session, open_sockets
+from wdstransport.net.client_setup import (
+    MODES,
+    Offer,
+    Silence,
+    demoted_sockets,
+    find_offer,
+    new_session,
+    open_sockets,
+)
 from wdstransport.net.waiting import open_tasks
 from wdstransport.net.writing import BlockWriter
 from wdstransport.observe.events import (
@@ -24,6 +32,7 @@ from wdstransport.observe.events import (
     JoinedSession,
     Kept,
     Progress,
+    Unanswered,
     Warned,
 )
 from wdstransport.protocol.events import BlocksArrived, Departed, Left
@@ -165,6 +174,7 @@ class Reception:
             content=settings.content,
             interface=settings.interface,
             timeout=settings.timeout,
+            on_silence=self._unanswered,
         )
         self._initiated(offer)
         # The cache is charged the whole MS-WDSMA packet, 13 bytes more than its block (MS-WDSMT 3.2.5.13).
@@ -192,6 +202,17 @@ class Reception:
 
     def _seconds(self) -> float:
         return trio.current_time() - self._zero
+
+    def _unanswered(self, silence: Silence) -> None:
+        self._tell(
+            Unanswered(
+                seconds=self._seconds(),
+                server=silence.server,
+                interface=silence.interface,
+                asked=silence.asked,
+                message=silence.message,
+            )
+        )
 
     def _initiated(self, offer: Offer) -> None:
         self.offer = offer

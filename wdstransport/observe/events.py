@@ -24,6 +24,7 @@ __all__ = [
     "ServerListening",
     "SessionEnded",
     "SessionOpened",
+    "Unanswered",
     "Warned",
 ]
 
@@ -124,6 +125,20 @@ class Warned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unanswered:
+    """The server was `asked` so often and has not answered yet; told after seconds, then ever more seldom.
+
+    `message` says the likely cause and what to do.
+    """
+
+    seconds: float
+    server: Address
+    interface: str
+    asked: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Initiated:
     """The server offered the content (MS-WDSMSI 2.2.2.2); joining comes next."""
 
@@ -189,4 +204,4 @@ ServerEvent = (
     | RequestRefused
     | Warned
 )
-ClientEvent = Initiated | JoinedSession | Progress | Finished | Kept | Warned
+ClientEvent = Unanswered | Initiated | JoinedSession | Progress | Finished | Kept | Warned
