@@ -76,9 +76,18 @@ Rate = Annotated[
 
 def _tell_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"deploy-image {version('wdstransport')}")
+        try:
+            typer.echo(f"deploy-image {version('wdstransport')}")
+        except PackageNotFoundError:
+            typer.echo(
+                "deploy-image: its version is not known: it runs from a directory of sources that is not "
+                "installed, and the version is in the package's metadata. Install it (pip install -e . in "
+                "that directory), or look into pyproject.toml there.",
+                err=True,
+            )
+            raise typer.Exit(1) from None
         raise typer.Exit
 
 

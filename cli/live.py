@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import time
 from collections.abc import Callable, Sequence
 from typing import TextIO
@@ -17,6 +20,10 @@ from wdstransport import progress
 __all__ = ["LiveScreen", "draw", "live_screen"]
 
 _LIVE_PERIOD = 0.1
+_CURSOR_AND_NEW_LINE = b"\x1b[?25h\n"
+_TAKES_IT = 100
+"""Milliseconds that a process which ends at once waits for its terminal: one that was stopped (Ctrl-S) takes
+nothing, and another thread may just be writing to it."""
 _FRAME_LINES = 5
 """Lines that a section takes beside its rows: title, heading, rule, totals and one between sections."""
 
@@ -37,6 +44,9 @@ class LiveScreen:
         # Without rich's refresh thread: one thread writes, and it is not the one that moves packets.
         self._live = Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop")
         self._started = False
+        self._descriptor: int | None = None
+        with contextlib.suppress(OSError):  # what is in memory only has none
+            self._descriptor = console.file.fileno()
 
     def line(self, text: str) -> None:
         """See `Screen.line`."""
@@ -57,6 +67,18 @@ class LiveScreen:
         """See `Screen.close`."""
         if self._started:
             self._live.stop()
+            self._started = False
+
+    def let_go(self) -> None:
+        """See `Screen.let_go`."""
+        if not self._started or self._descriptor is None:
+            return
+        # Past rich and past the stream: the thread that was interrupted or hangs may hold their locks.
+        with contextlib.suppress(OSError):
+            terminal = select.poll()
+            terminal.register(self._descriptor, select.POLLOUT)
+            if terminal.poll(_TAKES_IT):
+                os.write(self._descriptor, _CURSOR_AND_NEW_LINE)
 
 
 def draw(view: View, height: int) -> RenderableType:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TextIO
 
 import trio
@@ -62,6 +61,13 @@ def run_receive(options: ReceiveOptions) -> int:
                 "The image would go to this terminal, because TARGET is - and standard output is not "
                 f"redirected. Redirect it ({_typed(options)} > FILE), or name a file as TARGET."
             )
+        kept: list[wdstransport.Kept] = []
+
+        def on_event(event: wdstransport.ClientEvent) -> None:
+            if isinstance(event, wdstransport.Kept):
+                kept.append(event)
+            post(event)
+
         try:
             result = await wdstransport.receive(
                 options.content,
@@ -73,14 +79,13 @@ def run_receive(options: ReceiveOptions) -> int:
                 security=options.security,
                 timeout=options.timeout,
                 force=options.force,
-                on_event=post,
+                on_event=on_event,
                 drop_share=options.drop_share,
                 drop_seed=options.drop_seed,
             )
         except* trio.Cancelled:  # out of nurseries it comes in groups
-            part = Path(f"{options.target}.part")
-            if part.exists():
-                post(f"What arrived is kept in {part}.")
+            for event in kept:  # the message of a failure says it itself
+                post(f"What arrived is kept in {event.part}.")
             raise
         post(result)
 
@@ -107,6 +112,8 @@ class ReceiveNarrator:
     def tell(self, item: object) -> Iterable[str | View]:
         """See `Narrator.tell`."""
         match item:
+            case wdstransport.Unanswered():
+                yield item.message
             case wdstransport.Initiated():
                 self._initiated = item
                 yield from self._tell_initiated(item)

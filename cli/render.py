@@ -68,6 +68,9 @@ class Screen(Protocol):
     def close(self) -> None:
         """Leave the terminal as it was."""
 
+    def let_go(self) -> None:
+        """The process ends in this call: make the terminal usable, in a signal handler as well."""
+
 
 def printable(text: str) -> str:
     """`text` without what a terminal would obey: escape sequences, line ends, changes of direction."""
@@ -120,3 +123,6 @@ class PlainScreen:
 
     def close(self) -> None:
         """See `Screen.close`."""
+
+    def let_go(self) -> None:
+        """See `Screen.let_go`."""

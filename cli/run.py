@@ -66,6 +66,11 @@ class Output(Protocol):
     def close(self) -> None:
         """Write what is left; leave the terminal as it was."""
 
+    def let_go(self) -> None:
+        """The process ends in this call: make the terminal usable. Called in a signal handler, and while
+        `show` or `close` is running or hangs; does not wait for them.
+        """
+
 
 class JsonOutput:
     """NDJSON on a stream; the lines for people beside it, or nowhere."""
@@ -89,6 +94,11 @@ class JsonOutput:
             with contextlib.suppress(OSError):
                 self._beside.close()
 
+    def let_go(self) -> None:
+        """See `Output.let_go`."""
+        if self._beside is not None:
+            self._beside.let_go()
+
 
 class HumanOutput:
     """Lines and tables on a screen."""
@@ -110,6 +120,10 @@ class HumanOutput:
         self._screen.close()
         for text in self._narrator.farewell():
             self._screen.line(text)
+
+    def let_go(self) -> None:
+        """See `Output.let_go`."""
+        self._screen.let_go()
 
     def _put(self, piece: str | View) -> None:
         if isinstance(piece, View):
@@ -152,6 +166,7 @@ def run(
             trio.run(command.main)
         finally:
             if command.stuck and command.interrupted:
+                output.let_go()
                 # The thread that hangs in write() would hang the interpreter's own flush at its exit as well.
                 os._exit(INTERRUPTED)
         for text in command.complaints if complain else ():
@@ -226,6 +241,7 @@ class _Command:
         elif now - self._signalled >= _TOGETHER:
             if not self._ending:  # the line may hang, and the next signal come in the middle of it
                 self._ending = True
+                self._output.let_go()
                 with contextlib.suppress(OSError):
                     os.write(2, _AT_ONCE)
             os._exit(INTERRUPTED)

@@ -21,6 +21,9 @@ class _NoScreen:
     def close(self) -> None:
         """See `Screen.close`."""
 
+    def let_go(self) -> None:
+        """See `Screen.let_go`."""
+
 
 def open_screen(stream: TextIO | None, *, live: bool = True) -> Screen:
     """The screen that fits `stream`; None is one that is closed. Without `live`, lines on a terminal, too."""

@@ -196,10 +196,12 @@ class ServeNarrator:
         for session in self._latest.values():
             sent = session.data_bytes + session.repair_bytes
             times = f", {sent / session.size:.2f} x the image" if session.size else ""
+            again = f"{progress.format_bytes(session.repair_bytes)} repairs"
+            if session.catch_up_bytes:
+                again += f", {progress.format_bytes(session.catch_up_bytes)} again for late or slow clients"
             yield (
                 f"{session.namespace}/{session.content}: {counted(session.completed, 'complete download')}, "
-                f"{progress.format_bytes(sent)} sent{times} "
-                f"({progress.format_bytes(session.repair_bytes)} repairs)"
+                f"{progress.format_bytes(sent)} sent{times} ({again})"
             )
 
     def _tell_listening(self, event: wdstransport.ServerListening) -> Iterator[str]:

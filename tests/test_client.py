@@ -17,6 +17,7 @@ from wdstransport import (
     Finished,
     Initiated,
     JoinedSession,
+    Kept,
     NobodyAnsweredError,
     PipeSink,
     Progress,
@@ -25,10 +26,11 @@ from wdstransport import (
     RemovedError,
     SendingStarted,
     StorageError,
+    Unanswered,
     UsageError,
     Warned,
 )
-from wdstransport.net import client_driver, reception
+from wdstransport.net import client_driver, initiation, reception
 from wdstransport.protocol.parameters import ClientParameters, ServerParameters
 from wdstransport.wire.transport import Kick, KickReason, Leave, LeaveReason, Nack, Spm
 
@@ -147,6 +149,23 @@ class TestNobodyAnswers:
         server.close()
         assert not (tmp_path / "copy").exists()
 
+    async def test_a_server_that_does_not_answer_is_an_event_before_it_is_an_error(self, monkeypatch):
+        monkeypatch.setattr(initiation, "_RETRY", 0.001)
+        told = []
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf, trio.CancelScope() as scope:
+            deaf.bind((HOST, 0))
+            address = deaf.getsockname()
+
+            def on_event(event):
+                told.append(event)
+                scope.cancel()
+
+            await receive(address[1], Sink(), on_event=on_event)
+        (event,) = told
+        assert isinstance(event, Unanswered)
+        assert (event.server, event.interface, event.asked) == (address, "lo", 5)
+        assert event.seconds > 0
+
     @pytest.mark.parametrize(("ours", "theirs"), [("checksum", "none"), ("none", "checksum")])
     async def test_a_server_with_another_security_is_named_as_a_cause(self, ours, theirs):
         async with serving(image(1000), security=theirs) as site:
@@ -167,6 +186,7 @@ class TestNobodyAnswers:
         assert isinstance(reception.error, NobodyAnsweredError)
         part = tmp_path / "copy.part"
         assert str(part) in " ".join(reception.error.__notes__)
+        assert [event.part for event in reception.events.of(Kept)] == [str(part)]
         assert os.listdir(tmp_path) == ["copy.part"]
         assert part.read_bytes()[:9000] == image(20_000)[:9000]
 
@@ -408,9 +428,20 @@ class TestCancelling:
             await leaver.ended.wait()
             assert leaver.error is None
             assert leaver.result is None
+            assert [event.part for event in leaver.events.of(Kept)] == [str(tmp_path / "copy.part")]
             await stays.ended.wait()
             assert stays.data == data
         assert os.listdir(tmp_path) == ["copy.part"]
+
+    async def test_before_anything_came_nothing_is_said_to_be_kept(self, tmp_path):
+        (tmp_path / "copy.part").write_bytes(b"of an earlier run")
+        async with serving(image(1000), min_clients=2) as site, trio.open_nursery() as nursery:
+            leaver = Reception(nursery, site.port, tmp_path / "copy")
+            await leaver.events.wait(JoinedSession)
+            leaver.scope.cancel()
+            await leaver.ended.wait()
+        assert leaver.events.of(Kept) == []
+        assert os.listdir(tmp_path) == []
 
     async def test_before_the_server_has_answered(self, tmp_path):
         deaf = Server(b"x")

@@ -38,6 +38,7 @@ from wdstransport.observe.events import ClientLeft as ClientLeft
 from wdstransport.observe.events import Finished as Finished
 from wdstransport.observe.events import Initiated as Initiated
 from wdstransport.observe.events import JoinedSession as JoinedSession
+from wdstransport.observe.events import Kept as Kept
 from wdstransport.observe.events import Progress as Progress
 from wdstransport.observe.events import RequestRefused as RequestRefused
 from wdstransport.observe.events import SendingStarted as SendingStarted
@@ -45,6 +46,7 @@ from wdstransport.observe.events import ServerEvent as ServerEvent
 from wdstransport.observe.events import ServerListening as ServerListening
 from wdstransport.observe.events import SessionEnded as SessionEnded
 from wdstransport.observe.events import SessionOpened as SessionOpened
+from wdstransport.observe.events import Unanswered as Unanswered
 from wdstransport.observe.events import Warned as Warned
 from wdstransport.observe.statistics import ClientStatistics as ClientStatistics
 from wdstransport.observe.statistics import ServerStatistics as ServerStatistics

@@ -74,6 +74,17 @@ def test_the_version_is_told():
     )
 
 
+def test_the_version_of_sources_that_are_not_installed_is_a_sentence_about_that(monkeypatch):
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "not installed" in result.stderr
+    assert "pip install -e ." in result.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

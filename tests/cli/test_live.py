@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import os
+import termios
 
 import pytest
 from rich.console import Console
@@ -99,6 +101,63 @@ def test_a_live_screen_skips_views_that_come_too_fast():
     screen.view(view("", Row("second", "-", 0.0, None, None, "active")))
     assert "first" in stream.getvalue()
     assert "second" not in stream.getvalue()
+    screen.close()
+
+
+@pytest.fixture
+def terminal():
+    """A live screen on a real terminal, that terminal, and a function that takes what was written to it."""
+    master, slave = os.openpty()
+
+    def written() -> bytes:
+        os.write(slave, b"<end>")
+        text = b""
+        while not text.endswith(b"<end>"):
+            text += os.read(master, 65536)
+        return text.removesuffix(b"<end>")
+
+    with open(slave, "w") as stream:
+        yield LiveScreen(Console(file=stream, force_terminal=True, _environ={}), Clock()), slave, written
+    os.close(master)
+
+
+def test_a_process_that_ends_at_once_gives_the_cursor_back_on_a_line_of_its_own(terminal):
+    screen, _, written = terminal
+    screen.view(view("", *rows(2)))
+    assert b"\x1b[?25l" in written()
+    screen.let_go()
+    assert written() == b"\x1b[?25h\r\n"
+    screen.close()
+
+
+def test_a_process_that_ends_at_once_does_not_wait_for_a_stopped_terminal(terminal):
+    screen, slave, written = terminal
+    screen.view(view("", *rows(2)))
+    written()
+    termios.tcflow(slave, termios.TCOOFF)
+    screen.let_go()
+    termios.tcflow(slave, termios.TCOON)
+    assert written() == b""
+    screen.close()
+
+
+def test_a_cursor_that_is_not_hidden_needs_nothing_when_the_process_ends_at_once(terminal):
+    screen, _, written = terminal
+    screen.let_go()
+    assert written() == b""
+    screen.view(view("", *rows(2)))
+    screen.close()
+    written()
+    screen.let_go()
+    assert written() == b""
+
+
+def test_letting_go_of_what_is_no_terminal_does_nothing():
+    screen, stream = live(Clock())
+    screen.view(view("", *rows(2)))
+    before = stream.getvalue()
+    screen.let_go()
+    assert stream.getvalue() == before
     screen.close()
 
 

@@ -48,12 +48,15 @@ def fake(monkeypatch):
         def __init__(self) -> None:
             self.arguments: dict[str, object] = {}
             self.error: Exception | None = None
+            self.kept: wdstransport.Kept | None = None
 
     fake = Fake()
 
     async def receive(content, target, *, on_event, **arguments):
         fake.arguments = {"content": content, "target": target, **arguments}
         on_event(CAPPED)
+        if fake.kept:
+            on_event(fake.kept)
         if fake.error:
             raise fake.error
         on_event(INITIATED)
@@ -254,8 +257,13 @@ def test_an_interrupt_lets_the_receiver_leave_and_is_exit_code_130(monkeypatch):
 
 
 def test_after_an_interrupt_the_part_that_arrived_is_named(monkeypatch, tmp_path):
-    async def receive(content, target, **arguments):
-        (tmp_path / "win.wim.part").touch()
+    async def receive(content, target, *, on_event, **arguments):
+        try:
+            await interrupted()
+        finally:
+            on_event(wdstransport.Kept(seconds=1.0, part=f"{target}.part"))
+
+    async def interrupted():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.sleep_forever)
             signal.raise_signal(signal.SIGINT)
@@ -265,6 +273,29 @@ def test_after_an_interrupt_the_part_that_arrived_is_named(monkeypatch, tmp_path
     result = invoke("win.wim", str(tmp_path / "win.wim"), "--server", "h")
     assert result.exit_code == 130
     assert result.stdout == f"What arrived is kept in {tmp_path / 'win.wim.part'}.\n"
+
+
+def test_after_an_interrupt_the_part_of_an_earlier_run_is_not_what_arrived(monkeypatch, tmp_path):
+    async def receive(content, target, **arguments):
+        signal.raise_signal(signal.SIGINT)
+        await trio.sleep_forever()
+
+    (tmp_path / "win.wim.part").write_text("of yesterday")
+    monkeypatch.setattr(wdstransport, "receive", receive)
+    result = invoke("win.wim", str(tmp_path / "win.wim"), "--server", "h")
+    assert (result.exit_code, result.stdout) == (130, "")
+
+
+def test_a_failure_names_what_was_kept_once(fake):
+    fake.error = wdstransport.RemovedError("removed.", 0)
+    fake.error.add_note("What arrived is kept in t.part.")
+    fake.kept = wdstransport.Kept(seconds=1.0, part="t.part")
+    result = invoke("win.wim", "t", "--server", "h")
+    assert result.output.count("What arrived is kept in t.part.") == 1
+    events = [
+        json.loads(line) for line in invoke("win.wim", "t", "--server", "h", "--json").stdout.splitlines()
+    ]
+    assert [event["event"] for event in events] == ["warned", "kept", "error"]
 
 
 def test_a_server_must_be_named(fake):
@@ -362,6 +393,14 @@ def test_json_with_verbose_has_the_lines_for_people_on_standard_error(fake):
 def test_json_with_verbose_to_standard_output_is_nothing_but_objects_on_standard_error(fake):
     result = invoke("win.wim", "-", "--server", "h", "--json", "--verbose")
     assert [json.loads(line)["event"] for line in result.stderr.splitlines()][-1] == "result"
+
+
+def test_a_server_that_does_not_answer_is_told_at_once(fake):
+    silent = ReceiveNarrator(ReceiveOptions(content="win.wim", target="t", server="h"))
+    event = wdstransport.Unanswered(
+        seconds=5.0, server=("10.0.0.1", 5041), interface="eth0", asked=5, message="no answer yet from h"
+    )
+    assert pieces(silent, event) == ["no answer yet from h"]
 
 
 def test_a_warning_in_the_middle_is_told_at_once(narrator):

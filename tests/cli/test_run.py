@@ -25,6 +25,7 @@ class Recording:
         self.items: list[object] = []
         self.threads: set[int] = set()
         self.closed = 0
+        self.let_go_of = 0
 
     def show(self, item: object) -> None:
         self.items.append(item)
@@ -32,6 +33,9 @@ class Recording:
 
     def close(self) -> None:
         self.closed += 1
+
+    def let_go(self) -> None:
+        self.let_go_of += 1
 
 
 def test_work_that_ends_is_exit_code_0_and_everything_posted_is_written():
@@ -240,8 +244,10 @@ def test_a_later_signal_ends_a_clean_up_that_hangs_at_once_and_says_so(monkeypat
                 signal.raise_signal(signal.SIGINT)
                 await hanging.wait()
 
-    run(work, Recording())
+    output = Recording()
+    run(work, output)
     assert codes == [130]
+    assert output.let_go_of == 1
     assert "ended at once by another signal" in capfd.readouterr().err
 
 
@@ -355,11 +361,13 @@ def test_an_interrupted_command_does_not_wait_for_an_output_that_takes_nothing(m
         signal.raise_signal(signal.SIGTERM)
         await trio.sleep_forever()
 
+    stuck = Stuck()
     try:
-        run(work, Stuck())
+        run(work, stuck)
     finally:
         release.set()
     assert codes == [130]
+    assert stuck.let_go_of == 1
 
 
 def test_a_slow_reader_loses_snapshots_and_never_events(monkeypatch, server_statistics):

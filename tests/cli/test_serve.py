@@ -137,6 +137,14 @@ def test_the_end_says_how_often_the_image_crossed_the_wire(fake, image):
     )
 
 
+def test_the_end_tells_what_late_clients_got_again_from_repairs(narrator, statistics, session):
+    list(narrator.tell(statistics(session(data_bytes=1_400_000_000, catch_up_bytes=400_000_000))))
+    assert list(narrator.farewell()) == [
+        "images/win.wim: 0 complete downloads, 1.41 GB sent, 1.41 x the image "
+        "(10.0 MB repairs, 400 MB again for late or slow clients)"
+    ]
+
+
 def test_json_has_every_event_and_the_last_statistics(fake, image):
     result = invoke(str(image), "--json", "--exit-when-done", "1")
     events = [json.loads(line)["event"] for line in result.stdout.splitlines()]

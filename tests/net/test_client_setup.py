@@ -1,5 +1,6 @@
 """From a server's name to a client session: offers that hold, offers that cannot be, sockets."""
 
+import errno
 import random
 import socket
 from contextlib import asynccontextmanager
@@ -135,6 +136,31 @@ class TestFindOffer:
         assert "on lo" in text
         assert "firewall" in text
         assert "--interface" in text
+
+    @pytest.mark.parametrize(
+        ("failure", "cause"),
+        [
+            (None, "may not be running, or a firewall"),
+            (OSError(errno.ENETUNREACH, "Network is unreachable"), "cannot leave this machine: Network is"),
+        ],
+    )
+    async def test_silence_is_told_meanwhile_with_its_likely_cause_and_what_to_check(
+        self, monkeypatch, failure, cause
+    ):
+        async def silent(server, local, request, timeout, on_silence):
+            on_silence(5, failure)
+
+        monkeypatch.setattr(client_setup, "request_session", silent)
+        told = []
+        with pytest.raises(NobodyAnsweredError):
+            await find(5041, timeout=30.0, on_silence=told.append)
+        (silence,) = told
+        assert (silence.server, silence.interface, silence.asked) == ((HOST, 5041), "lo", 5)
+        asked = f"no answer yet from {HOST} ({HOST} port 5041), asked from {HOST} on lo 5 times. "
+        assert silence.message.startswith(asked)
+        assert cause in silence.message
+        assert "--interface" in silence.message
+        assert "30 more seconds" in silence.message
 
     @pytest.mark.parametrize(
         "changes",

@@ -1,5 +1,6 @@
 """Session initiation over real UDP: who is answered, from where, how often; and how one asks."""
 
+import errno
 import socket
 import threading
 
@@ -332,6 +333,43 @@ class TestRequestSession:
     async def test_silence_ends_with_the_time_allowed(self):
         with udp() as deaf:
             assert await request_session(deaf.getsockname(), HOST, REQUEST, 0.1) is None
+
+    async def test_silence_is_told_after_five_requests_and_then_ever_more_seldom(self, monkeypatch):
+        monkeypatch.setattr(initiation, "_RETRY", 0.0)
+        told = []
+        with udp() as deaf, trio.CancelScope() as scope:
+
+            def on_silence(asked, failure):
+                told.append((asked, failure))
+                if len(told) == 4:
+                    scope.cancel()
+
+            await request_session(deaf.getsockname(), HOST, REQUEST, PATIENCE, on_silence)
+        assert told == [(5, None), (15, None), (35, None), (75, None)]
+
+    async def test_an_answer_to_the_fifth_request_leaves_nothing_to_tell(self):
+        told = []
+        with Script([], [], [], [], [encode(REPLY)]) as server:
+            reply = await request_session(
+                server.address, HOST, REQUEST, PATIENCE, lambda *silence: told.append(silence)
+            )
+        assert (reply, told) == (REPLY, [])
+
+    async def test_a_request_that_cannot_leave_is_told_with_its_cause(self, monkeypatch):
+        async def refuse(sock, *arguments):
+            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+        monkeypatch.setattr(initiation, "_RETRY", 0.0)
+        told = []
+        with udp() as deaf, trio.CancelScope() as scope:
+            monkeypatch.setattr(type(deaf), "sendto", refuse)
+
+            def on_silence(asked, failure):
+                told.append((asked, failure.errno))
+                scope.cancel()
+
+            await request_session(deaf.getsockname(), HOST, REQUEST, PATIENCE, on_silence)
+        assert told == [(5, errno.ENETUNREACH)]
 
     async def test_a_closed_port_is_asked_until_the_time_is_up(self):
         with udp() as sock:

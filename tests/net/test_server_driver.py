@@ -163,7 +163,7 @@ async def test_a_client_gets_every_block_once_in_order(start, nursery, security)
     assert [kind for kind, _, _ in player.sequence] == ["ODATA"] * 20
     assert [block for _, _, block in player.sequence] == list(range(1, 21))
     assert test.driver.data_bytes == len(test.data)
-    assert test.driver.repair_bytes == 0
+    assert (test.driver.repair_bytes, test.driver.catch_up_bytes) == (0, 0)
     await player.leave()
     gone = await test.events.wait(ClientGone)
     assert gone.reason is Gone.COMPLETE
@@ -262,6 +262,7 @@ async def test_blocks_that_come_too_late_for_repairs_come_in_another_round(start
     await until(lambda: player.complete)
     assert player.data == test.data
     assert [block for _, number, block in player.sequence if number > 20] == [2, 9]
+    assert (test.driver.catch_up_bytes, test.driver.repair_bytes) == (2 * BLOCK, 0)
 
 
 async def test_at_a_rate_everything_arrives_as_well(start, nursery):
@@ -541,3 +542,4 @@ async def test_a_client_that_joins_in_the_middle_gets_the_rest_and_then_what_it_
     assert numbers[0] > 100
     assert numbers[-1] < numbers[0]
     assert test.driver.data_bytes < 2 * len(test.data)
+    assert 0 < test.driver.catch_up_bytes == test.driver.data_bytes - len(test.data)

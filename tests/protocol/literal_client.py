@@ -1,7 +1,7 @@
 """MS-WDSMT 3.2.1.3.1, 3.2.5.9, 3.2.5.10 and 3.2.5.13, one packet at a time, sentence after sentence.
 
-Departs from the document only where the deviations do: 4 (loss), 11 (where the list starts, and with it the
-loss report), 25 (End = NewStart - 1) and 26 (Hi follows Trail once something was received).
+Departs from the document only where the deviations do: 4 (loss), 11 and 50 (where the list starts, and with
+it the loss report), 25 (End = NewStart - 1) and 26 (Hi follows Trail once something was received).
 """
 
 WEIGHT = 500 / 65536
@@ -95,6 +95,8 @@ class LiteralClient:
             self.from_the_start = True  # deviation 50: nothing was sent before this client came
         if not self.first and lead:
             self.set_first(lead)
+            if not self.from_the_start:
+                self.hi_loss = lead  # deviation 50: it was sent before this client came
         if not self.first:
             return True
         self.count_lost_until(lead)
@@ -104,8 +106,10 @@ class LiteralClient:
         self.update_end_of_list(lead)
         return True
 
-    # 3.2.5.13
-    def data(self, seq, *, trail, master):
+    # 3.2.5.13 and 3.2.5.14
+    def data(self, seq, *, trail, master, repair=False):
+        if repair and not self.first and not self.from_the_start:
+            return False  # deviation 50
         if self.first and seq < self.first:
             return False
         if not self.first:

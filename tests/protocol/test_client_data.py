@@ -51,6 +51,24 @@ def test_first_spm_with_a_lead_starts_the_list_there(data):
     assert list(data.missing) == [(40, 40)]
 
 
+def test_what_was_sent_before_a_late_client_came_is_no_loss(data):
+    data.on_spm(spm(1, lead=40, trail=10))
+    assert data.loss.rate == 0.0
+    run(data, 41, 45)
+    assert data.loss.rate == 0.0
+    run(data, 47)
+    assert data.loss.rate == pytest.approx(WEIGHT * (1 - WEIGHT))
+
+
+def test_only_a_late_client_does_not_know_where_its_list_starts(data):
+    assert data.unplaced
+    data.on_spm(spm(1, lead=0, trail=0))
+    assert not data.unplaced
+    late = ClientData()
+    run(late, 9)
+    assert not late.unplaced
+
+
 def test_spm_before_anything_was_sent_starts_nothing(data):
     data.on_spm(spm(1, lead=0, trail=0))
     assert data.first == 0

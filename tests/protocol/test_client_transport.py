@@ -775,6 +775,25 @@ def test_rdata_delivers_like_odata(client):
     assert list(client.data.missing) == []
 
 
+def test_late_client_takes_the_block_of_a_repair_that_comes_first_and_misses_nothing_behind_it(client):
+    client.odata(T, (100, 5), (102, 7), master=ME, trail=90, rdata=True)
+    assert arrived(client) == [(0, 5, 1, 23), (1, 7, 1, 23)]
+    client.odata(T, (500, 405), (501, 406), trail=95)
+    assert client.data.first == 500
+    assert list(client.data.missing) == []
+    assert client.data.loss.rate == 0.0
+    assert client.sent() == []
+
+
+def test_client_from_before_the_start_places_a_repair_that_comes_first(client):
+    client.spm(T, 1)
+    client.odata(T, 2, rdata=True)
+    assert list(client.data.missing) == [(1, 1)]
+    client.odata(T, 3)
+    assert client.data.continuous() == 0
+    assert list(client.data.missing) == [(1, 1)]
+
+
 def test_full_cache_refuses_with_one_empty_nack():
     script = ClientScript(max_cache_size=50).regular()
     script.odata(T, 1, 2, 3, 4)
@@ -1052,11 +1071,12 @@ def batches(draw):
     return found
 
 
-def literally(literal, rows):
+def literally(literal, rows, repair):
     """ACKs as (sequence number, server time) and what remains missing, one packet after the other."""
     acks = []
     for place, (seq, trail, master, lead) in enumerate(rows):
-        if literal.data(seq, trail=trail, master=master) and literal.master == ME and lead >= seq:
+        taken = literal.data(seq, trail=trail, master=master, repair=repair)
+        if taken and literal.master == ME and lead >= seq:
             acks.append((literal.continuous(), 500 + place))
     return acks
 
@@ -1077,7 +1097,7 @@ def test_batch_leaves_what_its_packets_leave_one_by_one(script):
             ),
             T,
         )
-        expected = literally(literal, rows)
+        expected = literally(literal, rows, rdata)
         assert list(client.data.missing) == [tuple(each) for each in literal.ranges]
         assert client.data.continuous() == literal.continuous()
         assert client.data.highest == literal.hi

@@ -78,7 +78,7 @@ class Witness:
                 elif self._joined and op_code == _SPM:
                     self._spm(*struct.unpack_from(">QQ", body, 16))
                 elif self._joined and op_code in (_ODATA, _RDATA):
-                    self._data(*struct.unpack_from(">QQ", body, 4))
+                    self._data(*struct.unpack_from(">QQ", body, 4), repair=op_code == _RDATA)
             except (struct.error, ValueError, IndexError):
                 self.broken += 1
 
@@ -101,8 +101,10 @@ class Witness:
             self._continuous = self._first - 1
         self._lead, self._trail = max(self._lead, lead), max(self._trail, trail)
 
-    def _data(self, seq: int, trail: int) -> None:
+    def _data(self, seq: int, trail: int, *, repair: bool) -> None:
         if not self._first:
+            if repair and not self._from_the_start:
+                return  # what a late client missed before it came is no business of its list
             self._first = 1 if self._from_the_start else seq
             self._continuous = self._first - 1
         if seq < self._first:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import random
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import trio
@@ -31,7 +31,7 @@ from wdstransport.wire.initiation import ErrorReply, Reply, Request, encode, tot
 from wdstransport.wire.security import SecurityMode, make_security
 from wdstransport.wire.transport import fit_client_name
 
-__all__ = ["MODES", "Offer", "demoted_sockets", "find_offer", "new_session", "open_sockets"]
+__all__ = ["MODES", "Offer", "Silence", "demoted_sockets", "find_offer", "new_session", "open_sockets"]
 
 MODES = {"checksum": SecurityMode.CHECKSUM, "none": SecurityMode.NONE}
 _MOST_BLOCKS = 1 << 33
@@ -69,8 +69,32 @@ class Offer:
     total_blocks: int
 
 
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """A server that has been asked and has not answered yet.
+
+    Attributes:
+        server: where it was asked.
+        interface: from where.
+        asked: how often.
+        message: that, the likely cause and what to do.
+    """
+
+    server: Endpoint
+    interface: str
+    asked: int
+    message: str
+
+
 async def find_offer(
-    server: str, *, port: int, namespace: str, content: str, interface: str | None, timeout: float
+    server: str,
+    *,
+    port: int,
+    namespace: str,
+    content: str,
+    interface: str | None,
+    timeout: float,
+    on_silence: Callable[[Silence], None] | None = None,
 ) -> Offer:
     """Ask a server to set up a content for delivery.
 
@@ -81,6 +105,7 @@ async def find_offer(
         content: its name.
         interface: name or address of the interface to use; None for the one that leads to the server.
         timeout: seconds.
+        on_silence: called when nothing has come for five seconds, and then ever more seldom.
 
     Raises:
         UsageError: no such interface, or the server's name is not known.
@@ -120,8 +145,24 @@ async def find_offer(
         raise UsageError(
             f"{content!r} in namespace {namespace!r} cannot be asked for ({error}); check both names"
         ) from error
-    answer = await request_session(asked, local, request, timeout)
     where = f"{server} ({asked[0]} port {asked[1]}), asked from {local} on {chosen.name}"
+    until = trio.current_time() + timeout
+
+    def still_silent(times: int, failure: OSError | None) -> None:
+        if on_silence is None:
+            return
+        if failure is not None:
+            cause = f"The request cannot leave this machine: {failure.strerror or failure}"
+        else:
+            cause = "The server may not be running, or a firewall may drop what goes either way"
+        left = max(0.0, until - trio.current_time())
+        message = (
+            f"no answer yet from {where} {times} times. {cause}. Check the server, its --port, UDP port "
+            f"{asked[1]} and --interface; it is asked for {left:.0f} more seconds."
+        )
+        on_silence(Silence(asked, chosen.name, times, message))
+
+    answer = await request_session(asked, local, request, timeout, still_silent)
     if answer is None:
         raise NobodyAnsweredError(
             f"no answer from {where} within {timeout:g} seconds. Check that the server is running there with "

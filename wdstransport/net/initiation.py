@@ -31,6 +31,8 @@ their requests."""
 _LONGEST_REPLY = 65535
 _RETRY = 1.0
 """Seconds a client waits before it asks again (MS-WDSMSI 3.1.6)."""
+_FIRST_WORD = 5
+"""Requests without an answer after which that is said; then after twice as many more each time."""
 
 
 class RequestLimiter:
@@ -174,7 +176,11 @@ class InitiationListener:
 
 
 async def request_session(
-    server: Endpoint, local_address: str, request: Request, timeout: float
+    server: Endpoint,
+    local_address: str,
+    request: Request,
+    timeout: float,
+    on_silence: Callable[[int, OSError | None], None] | None = None,
 ) -> Reply | ErrorReply | None:
     """Ask a server for a content, again every second, until it answers (MS-WDSMSI 3.1.6).
 
@@ -183,6 +189,8 @@ async def request_session(
         local_address: to ask from.
         request: what to ask.
         timeout: seconds.
+        on_silence: called when nothing has come for long, ever more seldom, with how often the server was
+            asked and why the last request could not leave, if it could not.
 
     Returns:
         The answer, or None when there was none in time. Whatever else arrives is ignored.
@@ -200,16 +208,24 @@ async def request_session(
                 f"cannot ask from {local_address}: {error.strerror or error}; check --interface"
             ) from error
         target = (host, server[1], 0, zone) if v6 else (host, server[1])
+        asked, patience, next_word = 0, _FIRST_WORD, _FIRST_WORD
         with trio.move_on_after(timeout):
             while True:
+                failure: OSError | None = None
                 try:
                     await sock.sendto(datagram, target)
-                except OSError:
+                except OSError as error:
+                    failure = error
                     await trio.lowlevel.checkpoint()  # an ICMP error or a link that comes up: ask again
+                asked += 1
                 with trio.move_on_after(_RETRY):
                     reply = await _answer(sock, (host, server[1]))
                     if reply is not None:
                         return reply
+                if asked == next_word and on_silence is not None:
+                    patience *= 2
+                    next_word += patience
+                    on_silence(asked, failure)
     return None
 
 

@@ -14,10 +14,27 @@ import trio
 from wdstransport.content.sinks import FileSink, PipeSink, Sink, check_target
 from wdstransport.errors import NobodyAnsweredError, RemovedError, TransportError, UsageError
 from wdstransport.net.client_driver import ClientDriver
-from wdstransport.net.client_setup import MODES, Offer, demoted_sockets, find_offer, new_session, open_sockets
+from wdstransport.net.client_setup import (
+    MODES,
+    Offer,
+    Silence,
+    demoted_sockets,
+    find_offer,
+    new_session,
+    open_sockets,
+)
 from wdstransport.net.waiting import open_tasks
 from wdstransport.net.writing import BlockWriter
-from wdstransport.observe.events import ClientEvent, Finished, Initiated, JoinedSession, Progress, Warned
+from wdstransport.observe.events import (
+    ClientEvent,
+    Finished,
+    Initiated,
+    JoinedSession,
+    Kept,
+    Progress,
+    Unanswered,
+    Warned,
+)
 from wdstransport.protocol.events import BlocksArrived, Departed, Left
 from wdstransport.protocol.parameters import ClientParameters
 from wdstransport.wire.transport import KickReason
@@ -157,6 +174,7 @@ class Reception:
             content=settings.content,
             interface=settings.interface,
             timeout=settings.timeout,
+            on_silence=self._unanswered,
         )
         self._initiated(offer)
         # The cache is charged the whole MS-WDSMA packet, 13 bytes more than its block (MS-WDSMT 3.2.5.13).
@@ -174,14 +192,27 @@ class Reception:
                 await self._complete(sink)  # content of no bytes (deviation 46)
         except BaseException as error:
             self.kept = sink.abandon()
-            if self.kept is not None and isinstance(error, TransportError):
-                error.add_note(f"What arrived is kept in {self.kept}.")
+            if self.kept is not None:
+                self._tell(Kept(seconds=self._seconds(), part=str(self.kept)))
+                if isinstance(error, TransportError):
+                    error.add_note(f"What arrived is kept in {self.kept}.")
             raise
         self._tell(Finished(seconds=self._seconds(), target=sink.description, size=offer.content_size))
         return self.result()
 
     def _seconds(self) -> float:
         return trio.current_time() - self._zero
+
+    def _unanswered(self, silence: Silence) -> None:
+        self._tell(
+            Unanswered(
+                seconds=self._seconds(),
+                server=silence.server,
+                interface=silence.interface,
+                asked=silence.asked,
+                message=silence.message,
+            )
+        )
 
     def _initiated(self, offer: Offer) -> None:
         self.offer = offer

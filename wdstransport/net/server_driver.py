@@ -44,6 +44,7 @@ class ServerDriver:
         session: the core.
         data_bytes: content sent as ODATA.
         repair_bytes: content sent again as RDATA.
+        catch_up_bytes: of `data_bytes`, blocks that had been sent in an earlier round.
         error: why the session ended, when it was its content's fault.
     """
 
@@ -67,6 +68,8 @@ class ServerDriver:
         self.block_size = block_size
         self.data_bytes = 0
         self.repair_bytes = 0
+        self.catch_up_bytes = 0
+        self._farthest = 0
         self.error: TransportError | None = None
         self._sock = opened.sock
         self._security = security
@@ -262,6 +265,13 @@ class ServerDriver:
         )
         chunk.sent += run.count
         self.data_bytes += run.count * chunk.buffer.block_len
+        # A round goes upwards, and who wants the image misses what was never sent: up to the farthest block
+        # all were. Where programs ask for ranges of it, this is an upper bound, without a bit for each block.
+        last = run.first_block + run.count - 1
+        if run.first_block <= self._farthest:
+            again = min(last, self._farthest) - run.first_block + 1
+            self.catch_up_bytes += again * chunk.buffer.block_len
+        self._farthest = max(self._farthest, last)
         self._pacer.spend(len(datagrams) + run.count * _HEADERS, now)
         self._put(datagrams, chunk.buffer.segment, self.group)
         return True

@@ -286,6 +286,7 @@ class ServedSession:
             completed=session.completed + self._without_joining,
             clients=tuple(_client(record, state, now) for record, state in self._listed()),
             dropped=dict(session.dropped),
+            catch_up_bytes=driver.catch_up_bytes,
         )
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "Finished",
     "Initiated",
     "JoinedSession",
+    "Kept",
     "Progress",
     "RequestRefused",
     "SendingStarted",
@@ -23,6 +24,7 @@ __all__ = [
     "ServerListening",
     "SessionEnded",
     "SessionOpened",
+    "Unanswered",
     "Warned",
 ]
 
@@ -123,6 +125,20 @@ class Warned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unanswered:
+    """The server was `asked` so often and has not answered yet; told after seconds, then ever more seldom.
+
+    `message` says the likely cause and what to do.
+    """
+
+    seconds: float
+    server: Address
+    interface: str
+    asked: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Initiated:
     """The server offered the content (MS-WDSMSI 2.2.2.2); joining comes next."""
 
@@ -170,6 +186,14 @@ class Finished:
     size: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """The reception failed or was cancelled, and what arrived in it is in the file `part`."""
+
+    seconds: float
+    part: str
+
+
 ServerEvent = (
     ServerListening
     | SessionOpened
@@ -180,4 +204,4 @@ ServerEvent = (
     | RequestRefused
     | Warned
 )
-ClientEvent = Initiated | JoinedSession | Progress | Finished | Warned
+ClientEvent = Unanswered | Initiated | JoinedSession | Progress | Finished | Kept | Warned

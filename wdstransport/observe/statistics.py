@@ -51,9 +51,9 @@ class SessionStatistics:
     window: int
     """CurrentWindowSize, in packets."""
     data_bytes: int
-    """Bytes of content sent as ODATA."""
+    """Bytes of content sent as ODATA, in whichever round."""
     repair_bytes: int
-    """Bytes of content sent again as RDATA."""
+    """Bytes of content sent again as RDATA: repairs of losses."""
     data_packets: int
     repair_packets: int
     nacks: int
@@ -63,6 +63,9 @@ class SessionStatistics:
     clients: tuple[ClientStatistics, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Datagrams dropped, by reason."""
+    catch_up_bytes: int = 0
+    """Bytes, of `data_bytes`, of blocks that an earlier round had sent: for clients that joined late, and for
+    those that could not repair or store what they missed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ class ClientData:
     """Data Configuration of a client; sequence numbers are whole, times seconds.
 
     Attributes:
-        first: FirstODATASeqNo, 0 before any ODATA, RDATA or SPM with a Lead.
+        first: FirstODATASeqNo, 0 before any ODATA or SPM with a Lead.
         highest: HiODATASeqNo.
         missing: RangeList.
         end: EndODATASeqNo.
@@ -54,6 +54,11 @@ class ClientData:
         self.first = first
         self.end = first - 1
         self._highest_loss = first - 1
+
+    @property
+    def unplaced(self) -> bool:
+        """Whether nothing has told a late client yet where its list starts."""
+        return not self.first and not self._from_the_start
 
     def _update_start(self, trail: int) -> None:
         """Update Start of List (3.2.1.3.1.1): what cannot be repaired any more is not missing."""
@@ -91,6 +96,9 @@ class ClientData:
             self._from_the_start = True
         if not self.first and packet.lead_odata_seq_no:
             self._begin(packet.lead_odata_seq_no)
+            if not self._from_the_start:
+                # Asked for as the document has it, but it was sent before this client came (deviation 50).
+                self._highest_loss = self.first
         if self.first:
             self._report_lost_until(packet.lead_odata_seq_no)
             if self.received_any:
