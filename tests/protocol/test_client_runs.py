@@ -138,3 +138,14 @@ def test_stretch_of_a_batch_whose_first_row_is_left_out_begins_in_the_second():
     for name in ("rows", "header", "odata_seq_no", "block_number", "fw_lead"):
         setattr(found, name, getattr(found, name)[1:])
     assert stretch_of(found).runs == [(1, 1, 2), (2, 1, 4)]
+
+
+def test_run_whose_trail_is_its_first_packet_is_one():
+    found = batch([(seq, seq, 5, 0, True) for seq in (5, 6, 7)], rdata=False)
+    assert [(run.first_seq, run.rows) for run, _ in runs_of(found)] == [(5, 3)]
+
+
+def test_stretch_is_one_whatever_its_numbers_are():
+    far = 1 << 40
+    found = stretch_of(batch([(far + step, step, 0, 0, True) for step in (1, 2, 4)], rdata=False))
+    assert (found.first, found.last, found.gaps) == (far + 1, far + 4, [(far + 3, far + 3)])

@@ -536,6 +536,15 @@ def test_qcc_goes_out_once_an_interval_in_the_data_state(server):
         due += 0.350
 
 
+def test_timer_of_the_data_state_sends_qcc_and_starts_anew(server):
+    """MS-WDSMT 3.1.6.5: without it nobody's RTT, loss and progress come again."""
+    _, now = server.data_state(1)
+    sequence = server.transport._next_qcc_seq_no
+    for times in (1, 2, 3):
+        server.transport.handle_timers(now + 0.25 * times)
+        assert server.sent(Qcc) == [(Qcc(sequence + times - 1, 250), None)]
+
+
 def test_qcc_interval_grows_with_the_number_of_clients():
     server = ServerScript(qcc_interval=0.004)
     _, now = server.data_state(*range(1, 8))
@@ -796,6 +805,16 @@ def test_kick_after_the_timer_has_ended_is_sent_at_once_again(server):
     server.sent()
     server.transport.kick(two, KickReason.FAIL, T + 16)
     assert len(server.sent(Kick)) == 1
+
+
+def test_kick_after_everybody_before_it_has_left_is_sent_at_once_though_the_timer_runs(server):
+    one, two = server.activate(1, T), server.activate(2, T)
+    server.transport.kick(one, KickReason.FAIL, T)
+    server.receive(Leave(one, LeaveReason.CANCELLED), address(1), T + 1)
+    server.sent()
+    server.transport.kick(two, KickReason.FALLBACK, T + 2)
+    assert server.sent(Kick) == [(Kick(((two, KickReason.FALLBACK),)), None)]
+    assert server.timers.get(ServerTimer.KICK) == T + 17
 
 
 def test_kick_for_201_clients_is_two_packets(server):
