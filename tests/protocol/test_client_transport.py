@@ -1104,11 +1104,12 @@ def test_batch_leaves_what_its_packets_leave_one_by_one(script):
         assert all(found <= wanted for (found, _), (wanted, _) in zip(acks, expected, strict=True))
 
 
-def test_run_whose_trail_moves_past_its_first_packet_is_taken_packet_by_packet(client):
+@pytest.mark.parametrize("rdata", [True, False])
+def test_run_whose_trail_moves_past_its_first_packet_is_taken_packet_by_packet(client, rdata):
     client.odata(T, 9, 20)
     client.events()
     dropped = client.transport.on_data(
-        records([(10, 10), (11, 11)], block_len=10, trails=[10, 11], masters=[OTHER, OTHER], rdata=True),
+        records([(10, 10), (11, 11)], block_len=10, trails=[10, 11], masters=[OTHER, OTHER], rdata=rdata),
         T,
     )
     assert dropped == []
@@ -1206,6 +1207,13 @@ def test_last_ack_of_a_run_says_all_that_was_reached(client):
     client.sent()
     client.odata(T, 3, 4, master=ME)  # late, not repaired
     assert client.sent(Ack)[-1].odata_seq_no == 6
+
+
+def test_acks_of_packets_that_came_again_say_all_that_was_reached(client):
+    client.odata(T, 1, 2, 3, 4, 5, 6, master=ME)
+    client.sent()
+    client.odata(T, 3, 4, master=ME)
+    assert [ack.odata_seq_no for ack in client.sent(Ack)] == [6, 6]
 
 
 def test_last_ack_of_a_batch_says_all_that_was_reached(client):
