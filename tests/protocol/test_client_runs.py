@@ -146,6 +146,16 @@ def test_run_whose_trail_is_its_first_packet_is_one():
 
 
 def test_stretch_is_one_whatever_its_numbers_are():
-    far = 1 << 40
-    found = stretch_of(batch([(far + step, step, 0, 0, True) for step in (1, 2, 4)], rdata=False))
+    far = 1 << 60
+    found = stretch_of(batch([(far + step, step, far + 1, 0, True) for step in (1, 2, 4)], rdata=False))
     assert (found.first, found.last, found.gaps) == (far + 1, far + 4, [(far + 3, far + 3)])
+    assert found.trail == far + 1
+
+
+@pytest.mark.parametrize("last_trail", [0, 1], ids=["one Trail", "two Trails"])
+def test_repairs_are_told_at_a_glance_whatever_their_numbers_are(last_trail):
+    far = 1 << 60
+    found = repairs_of(
+        batch([(far + 2, 1, far, 0, True), (far + 3, 2, far + last_trail, 0, True)], rdata=True)
+    )
+    assert (found.span, found.trail) == ((far + 2, far + 3), far + last_trail)

@@ -50,6 +50,10 @@ def test_sets_that_differ_in_any_number_are_not_equal(other):
     assert RangeSet([(1, 3), (6, 9)]) != RangeSet(other)
 
 
+def test_set_is_equal_to_nothing_else():
+    assert (RangeSet([(1, 3)]) == [(1, 3)]) is False
+
+
 def test_removing_from_the_middle_leaves_both_sides():
     numbers = RangeSet([(1, 9)])
     numbers.remove(4, 6)

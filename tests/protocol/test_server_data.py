@@ -464,6 +464,8 @@ def test_masters_nack_tells_its_loss(alone):
     alone.nack(alone.master, [(1, 1)], T + 3, loss=2 * 10**15, hi=9)
     assert alone.data.mc_loss == pytest.approx(0.2)
     assert alone.clients.active[alone.master].hi_odata_seq_no == 9
+    alone.nack(alone.master, [(1, 1)], T + 3, loss=10**15)
+    assert alone.data.mc_loss == pytest.approx(0.1)
 
 
 def test_others_nack_is_repaired_too(pair):
@@ -511,6 +513,13 @@ def test_delay_decides_too(rtt, takes_over):
     assert (server.data.master_client_id == server.others[0]) is takes_over
     if takes_over:
         assert server.data.mcrtt == rtt
+
+
+def test_round_trip_below_a_millisecond_counts_as_one_when_throughputs_are_compared(pair):
+    pair.data.mcrtt, pair.data.mc_loss = 0.001, 0.01
+    pair.clients.active[pair.others[0]].rtt = 0.0
+    pair.nack(pair.others[0], [(1, 1)], T + 3, loss=scaled_loss(0.01))
+    assert pair.data.master_client_id == pair.master
 
 
 def test_any_loss_is_less_throughput_than_a_master_without_loss(pair):

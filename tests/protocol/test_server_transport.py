@@ -12,7 +12,7 @@ from wdstransport.protocol.events import ClientActive, ClientGone, Gone, Termina
 from wdstransport.protocol.parameters import ServerParameters
 from wdstransport.protocol.server_transport import DemoteTarget, ServerState
 from wdstransport.protocol.timers import ServerTimer
-from wdstransport.wire.options import capabilities, cpu_util, mem_util, net_util
+from wdstransport.wire.options import CAP_MULTISTREAM, Option, capabilities, cpu_util, mem_util, net_util
 from wdstransport.wire.transport import (
     Ack,
     Demote,
@@ -233,8 +233,8 @@ def test_full_session_refuses_a_join_without_an_answer():
 def test_clients_that_joined_together_do_not_exceed_the_limit():
     server = ServerScript(max_clients=1)
     first, second = server.join(1, T), server.join(2, T)
-    server.qcr(first, T)
-    server.qcr(second, T)
+    assert server.qcr(first, T) is None
+    assert server.qcr(second, T) is DropReason.STATE
     assert len(server.clients.active) == 1
 
 
@@ -301,6 +301,14 @@ def test_qcr_updates_what_is_known_of_the_client(server):
     assert record.loss == pytest.approx(0.1)
     assert record.utilization == {"CPU_UTIL": 1, "MEM_UTIL": 2, "NET_UTIL": 3}
     assert server.application.named("status") == [("status", client, b"x")]
+
+
+def test_options_of_a_qcr_that_tell_no_utilization_mean_nothing(server):
+    client = server.activate(1, T)
+    options = (capabilities(CAP_MULTISTREAM), Option(0x7777, b""), mem_util(2))
+    packet = Qcr(client, server.last_qcc(), 0, 0, 0, 0, b"", options)
+    assert server.receive(packet, address(1), T + 3) is None
+    assert server.clients.active[client].utilization == {"MEM_UTIL": 2}
 
 
 def test_round_trip_leaves_out_the_clients_back_off(server):
@@ -1039,7 +1047,9 @@ def test_removed_clients_that_never_leave_are_forgotten_too(server):
     one, two = server.activate(1, T), server.activate(2, T)
     server.transport.kick(one, KickReason.FAIL, T)
     server.transport.demote(two, LOWER, T)
+    server.application.calls.clear()
     server.transport._client_cleanup_timer(T + 61)
+    assert not server.application.named("clients_changed")
     assert not server.clients.kicked
     assert not server.clients.demoted
     server.sent()
