@@ -94,6 +94,11 @@ def test_joining_again_starts_the_time_anew_and_keeps_the_blocks():
     assert decode(client.progress_packet(95.5)) == ProgressReport(time_in_session=5, progress=40)
 
 
+def test_time_in_session_stays_within_its_field():
+    client = application(now=50.0)
+    assert decode(client.progress_packet(50.0 + 2**32)).time_in_session == 2**32 - 1
+
+
 def test_clock_that_went_back_counts_as_no_time():
     assert decode(application(now=50.0).progress_packet(49.0)).time_in_session == 0
 

@@ -208,6 +208,14 @@ def test_trail_of_a_packet_removes_what_is_below_it_and_not_itself(data):
     assert list(data.missing) == [(5, 9)]
 
 
+def test_repair_beyond_what_a_trail_above_its_lead_left_uncounted_is_taken_in_order(data):
+    run(data, 1, 3)
+    data.on_spm(spm(1, trail=10, lead=5))
+    assert (data.highest, data.end, data.lead) == (10, 9, 5)
+    assert not data.repairs_only(6, 6)
+    assert data.repairs_only(2, 3)
+
+
 # ---------------------------------------------------------------------- against the transcription
 
 numbers = st.integers(1, 45)

@@ -138,3 +138,24 @@ def test_stretch_of_a_batch_whose_first_row_is_left_out_begins_in_the_second():
     for name in ("rows", "header", "odata_seq_no", "block_number", "fw_lead"):
         setattr(found, name, getattr(found, name)[1:])
     assert stretch_of(found).runs == [(1, 1, 2), (2, 1, 4)]
+
+
+def test_run_whose_trail_is_its_first_packet_is_one():
+    found = batch([(seq, seq, 5, 0, True) for seq in (5, 6, 7)], rdata=False)
+    assert [(run.first_seq, run.rows) for run, _ in runs_of(found)] == [(5, 3)]
+
+
+def test_stretch_is_one_whatever_its_numbers_are():
+    far = 1 << 60
+    found = stretch_of(batch([(far + step, step, far + 1, 0, True) for step in (1, 2, 4)], rdata=False))
+    assert (found.first, found.last, found.gaps) == (far + 1, far + 4, [(far + 3, far + 3)])
+    assert found.trail == far + 1
+
+
+@pytest.mark.parametrize("last_trail", [0, 1], ids=["one Trail", "two Trails"])
+def test_repairs_are_told_at_a_glance_whatever_their_numbers_are(last_trail):
+    far = 1 << 60
+    found = repairs_of(
+        batch([(far + 2, 1, far, 0, True), (far + 3, 2, far + last_trail, 0, True)], rdata=True)
+    )
+    assert (found.span, found.trail) == ((far + 2, far + 3), far + last_trail)

@@ -279,6 +279,13 @@ def test_blocks_are_credited_when_they_are_stored(client):
     assert client.session.cache_room == 2_097_152
 
 
+def test_room_of_the_cache_is_what_its_size_leaves():
+    client = ClientWire(max_cache_size=100).regular()
+    assert (client.session.cache_size, client.session.cache_room) == (100, 100)
+    client.hear(client.data(1, 1, 1), T)
+    assert (client.session.cache_size, client.session.cache_room) == (100, 77)
+
+
 def test_all_received_is_told_once_and_after_the_blocks():
     client = ClientWire(total_blocks=3).regular()
     data = client.data(1, 1, 3)

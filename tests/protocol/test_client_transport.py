@@ -202,6 +202,12 @@ def test_joinack_that_echoes_no_join_of_ours_is_not_for_us(wrong):
     assert script.sent() == []
 
 
+def test_joinack_that_echoes_a_time_after_the_repeated_join_is_not_for_us(client):
+    client.transport.handle_timers(T + 5)
+    assert client.receive(JoinAck(ME, 0, 0, 0, ms(T + 5) + 1), T + 5) is DropReason.NOT_FOR_US
+    assert client.receive(JoinAck(ME, 0, 0, 0, ms(T + 5)), T + 5) is None
+
+
 def test_joinack_to_an_earlier_join_is_accepted():
     script = ClientScript()
     for times in range(1, 4):
@@ -283,6 +289,12 @@ def test_client_that_is_not_counted_joins_again_every_five_seconds(client):
 def test_sign_that_somebody_is_counted_puts_joining_again_off(client, sign):
     sign(client, T + 4)
     assert client.timers.get(ClientTimer.REJOIN) == T + 9
+
+
+def test_spm_that_is_heard_late_makes_joining_again_due_at_once_and_not_in_the_past(client):
+    client.transport.heard(T + 40)
+    client.spm(T + 40, 1)
+    assert client.timers.get(ClientTimer.REJOIN) == T + 40
 
 
 def test_spm_alone_puts_joining_again_off_for_30_seconds_only(client):
@@ -394,8 +406,8 @@ def test_newer_poll_replaces_the_one_that_waits(client):
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x00\x03\x09", encode(ProgressReport(1, 1))])
-def test_poll_without_a_query_inside_is_not_answered(client, payload):
-    client.receive(Poll(1, 0, payload), T)
+def test_poll_without_a_query_inside_is_refused_and_not_answered(client, payload):
+    assert client.receive(Poll(1, 0, payload), T) is DropReason.FIELD
     client.transport.handle_timers(T + 1)
     assert client.sent(PollAck) == []
 
@@ -627,6 +639,27 @@ def test_wait_doubles_only_after_the_nacks_that_two_repairs_take(client):
     assert set(waits[9:]) == {50}
 
 
+def test_wait_stays_at_its_limit_after_two_thousand_nacks_that_brought_nothing(client):
+    client.spm(T, 1, master=OTHER, low=2, high=2, trail=1, lead=1)
+    client.odata(T, 1, 5, master=OTHER)
+    now = T
+    for _ in range(2000):
+        now += 0.05
+        client.transport._nack_timer(now)
+    assert client.timers.get(ClientTimer.NACK) == pytest.approx(now + 0.05)
+
+
+def test_first_nack_to_a_server_that_began_anew_is_prompt_though_the_same_packets_are_missing(client):
+    client.spm(T, 1, master=OTHER, low=2, high=2, trail=1, lead=1)
+    client.odata(T, 1, 5, master=OTHER)
+    now = nack_times(client, T + 0.5)[-1]
+    client.receive(JoinAck(ME + 1, 2, 2, 0, ms(T)), now)
+    client.transport.heard(now)
+    client.odata(now, 1, 5, master=OTHER)
+    first, second, *_ = nack_times(client, now + 0.2)
+    assert (first - now, second - first) == pytest.approx((0.002, 0.002))
+
+
 def test_long_back_off_is_not_shortened_by_the_limit_of_repetitions(client):
     client.spm(T, 1, master=OTHER, low=400, high=400, trail=1, lead=1)
     client.odata(T, 1, 5, master=OTHER)
@@ -700,13 +733,14 @@ def test_one_nack_holds_at_most_80_ranges_and_the_lowest(client):
     assert ranges[-1] == (160, 160)
 
 
-def test_back_off_of_zero_does_not_spin(client):
-    client.spm(T, 1, master=OTHER, low=0, high=0)
-    client.odata(T, 1, 3, master=OTHER)
+@pytest.mark.parametrize("master", [ME, OTHER])
+def test_back_off_of_zero_is_a_millisecond(client, master):
+    client.spm(T, 1, master=master, low=0, high=0)
+    client.odata(T, 1, 3, master=master)
     for _ in range(3):
         due = client.timers.get(ClientTimer.NACK)
         client.transport.handle_timers(due)
-        assert client.timers.get(ClientTimer.NACK) > due
+        assert client.timers.get(ClientTimer.NACK) == due + 0.001
 
 
 def test_back_offs_in_the_wrong_order_are_still_a_range(client):
@@ -1108,11 +1142,12 @@ def test_batch_leaves_what_its_packets_leave_one_by_one(script):
         assert all(found <= wanted for (found, _), (wanted, _) in zip(acks, expected, strict=True))
 
 
-def test_run_whose_trail_moves_past_its_first_packet_is_taken_packet_by_packet(client):
+@pytest.mark.parametrize("rdata", [True, False])
+def test_run_whose_trail_moves_past_its_first_packet_is_taken_packet_by_packet(client, rdata):
     client.odata(T, 9, 20)
     client.events()
     dropped = client.transport.on_data(
-        records([(10, 10), (11, 11)], block_len=10, trails=[10, 11], masters=[OTHER, OTHER], rdata=True),
+        records([(10, 10), (11, 11)], block_len=10, trails=[10, 11], masters=[OTHER, OTHER], rdata=rdata),
         T,
     )
     assert dropped == []
@@ -1152,8 +1187,8 @@ def test_repairs_are_counted_as_what_they_are(client):
 def test_repairs_that_follow_each_other_in_the_middle_of_a_batch_are_one_event(client):
     client.odata(T, 1, 20)
     client.events()
-    client.odata(T, (1, 1), (5, 5), (6, 6), (7, 7), (9, 9), trail=1, rdata=True)
-    assert arrived(client) == [(1, 5, 3, 69), (4, 9, 1, 23)]
+    client.odata(T, (1, 1), (5, 5), (6, 6), (7, 7), (9, 9), (10, 10), trail=1, rdata=True)
+    assert arrived(client) == [(1, 5, 3, 69), (4, 9, 2, 46)]
 
 
 @pytest.mark.parametrize("block", [0, 100_001])
@@ -1210,6 +1245,13 @@ def test_last_ack_of_a_run_says_all_that_was_reached(client):
     client.sent()
     client.odata(T, 3, 4, master=ME)  # late, not repaired
     assert client.sent(Ack)[-1].odata_seq_no == 6
+
+
+def test_acks_of_packets_that_came_again_say_all_that_was_reached(client):
+    client.odata(T, 1, 2, 3, 4, 5, 6, master=ME)
+    client.sent()
+    client.odata(T, 3, 4, master=ME)
+    assert [ack.odata_seq_no for ack in client.sent(Ack)] == [6, 6]
 
 
 def test_last_ack_of_a_batch_says_all_that_was_reached(client):
@@ -1338,6 +1380,36 @@ def test_repairs_that_want_no_ack_fill_their_holes_before_and_after_one_that_doe
     client.odata(T, 2, 3, 5, 6, master=ME, rdata=True, leads=[0, NO_LEAD, 0, 0])
     assert [ack.odata_seq_no for ack in client.sent(Ack)] == [3]
     assert list(client.data.missing) == [(4, 4), (7, 7)]
+
+
+def test_repairs_that_want_no_ack_fill_their_holes_though_the_first_of_them_did(client):
+    client.odata(T, 1, 8, master=ME)
+    client.sent()
+    client.odata(T, 2, 3, 5, 6, master=ME, rdata=True, leads=[NO_LEAD, 0, 0, 0])
+    assert [ack.odata_seq_no for ack in client.sent(Ack)] == [2]
+    assert list(client.data.missing) == [(4, 4), (7, 7)]
+
+
+def test_repair_of_the_lost_tail_is_the_highest_packet_that_came(client):
+    """HiODATASeqNo (MS-WDSMT 3.2.5.14): an SPM alone had told of it."""
+    client.odata(T, 1, 2, 3, master=OTHER)
+    client.spm(T, 1, master=OTHER, trail=1, lead=8)
+    assert client.odata(T, 6, master=OTHER, rdata=True) == []
+    assert client.data.highest == 6
+    assert list(client.data.missing) == [(4, 5), (7, 8)]
+
+
+def test_repair_numbered_zero_before_any_data_is_dropped(client):
+    assert client.odata(T, (0, 1), master=ME, rdata=True) == [(DropReason.FIELD, 1)]
+    assert (client.sent(), client.events()) == ([], [])
+
+
+def test_repair_that_is_there_already_between_two_that_are_not_counts_once_as_a_duplicate(client):
+    client.odata(T, 1, 3, 9, master=OTHER)
+    client.events()
+    client.odata(T, 2, 3, 4, master=OTHER, rdata=True)
+    assert client.application.duplicates == 1
+    assert arrived(client) == [(0, 2, 1, 23), (2, 4, 1, 23)]
 
 
 def test_acks_of_a_batch_with_holes_answer_each_its_packet_up_to_the_hole_before_it(client):

@@ -168,6 +168,24 @@ def test_clients_that_confirm_never_meet_the_bound_on_join_acks():
     assert len({script.activate(10 + number, T) for number in range(50)}) == 50
 
 
+def test_client_that_confirms_gives_back_the_join_acks_it_got_and_no_more():
+    script = ServerWire(join_acks_unanswered=8)
+    for number in range(6):
+        script.hear(Join("forged", bytes(4), bytes(6)), 10 + number, T)
+    script.sent(T)
+    script.activate(99, T)
+    assert script.transport._join_acks.left(T) == 2
+
+
+def test_client_that_has_confirmed_is_answered_again_however_many_have_not():
+    script = ServerWire(join_acks_unanswered=1)
+    client = script.activate(99, T)
+    script.hear(Join("forged", bytes(4), bytes(6)), 10, T)
+    script.sent(T)
+    script.hear(Join("pc", bytes(4), bytes(6)), 99, T)
+    assert [answer.client_id for answer, _, _ in script.sent(T, JoinAck)] == [client]
+
+
 # ---------------------------------------------------------------------- allowances
 
 

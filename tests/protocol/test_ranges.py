@@ -44,6 +44,16 @@ def test_a_range_over_several_swallows_them():
     assert list(RangeSet([(2, 3), (5, 6), (8, 9), (20, 20), (1, 12)])) == [(1, 12), (20, 20)]
 
 
+@pytest.mark.parametrize("other", [[(2, 3), (6, 9)], [(1, 3), (6, 8)], [(1, 3)]])
+def test_sets_that_differ_in_any_number_are_not_equal(other):
+    assert RangeSet([(1, 3), (6, 9)]) == RangeSet([(6, 9), (1, 3)])
+    assert RangeSet([(1, 3), (6, 9)]) != RangeSet(other)
+
+
+def test_set_is_equal_to_nothing_else():
+    assert (RangeSet([(1, 3)]) == [(1, 3)]) is False
+
+
 def test_removing_from_the_middle_leaves_both_sides():
     numbers = RangeSet([(1, 9)])
     numbers.remove(4, 6)
@@ -345,3 +355,11 @@ def test_blocks_are_appended_while_their_holes_are_few(monkeypatch):
     assert not blocks.append(7, 9, [(8, 8)])
     assert blocks.append(7, 9, [])
     assert blocks.missing(9) == ((2, 2), (5, 5), (10, 100))
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_block_map_that_is_given_no_blocks_stays_as_it_is(count):
+    blocks = BlockMap(10)
+    blocks.add(1, 2)
+    assert blocks.add(6, count) == []
+    assert (blocks.count, blocks.missing(9)) == (2, ((3, 10),))

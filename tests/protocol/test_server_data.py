@@ -12,7 +12,7 @@ from wdstransport.protocol.loss import scaled_loss
 from wdstransport.protocol.server_data import ODataRun
 from wdstransport.protocol.server_transport import ServerState
 from wdstransport.protocol.timers import ServerTimer
-from wdstransport.wire.transport import DropReason, Leave, LeaveReason, Ncf, Spm
+from wdstransport.wire.transport import DropReason, KickReason, Leave, LeaveReason, Ncf, Spm
 
 
 class Round(ServerScript):
@@ -361,6 +361,15 @@ def test_packet_sent_within_four_round_trips_is_not_sent_again(age, repaired):
     assert server.repairs() == ([1] if repaired else [])
 
 
+def test_packet_sent_exactly_four_round_trips_ago_is_sent_again_and_so_is_its_repair(alone):
+    alone.data.give([(1, 1)])
+    alone.send_all(T + 2)
+    alone.data.mcrtt = 0.125
+    for now in (T + 2.5, T + 3.0, T + 3.5):
+        alone.nack(alone.master, [(1, 1)], now)
+        assert alone.repairs() == [1]
+
+
 def test_repair_counts_as_sending(alone):
     alone.data.give([(1, 1)])
     alone.send_all(T + 2)
@@ -414,6 +423,8 @@ def test_nack_that_repeats_what_was_reported_cuts_the_window_no_more(alone):
     alone.nack(alone.master, [(9, 99)], T + 3.5)  # nobody lost what was never sent
     assert alone.data.window.size == 48
     alone.data.mc_lead = 20
+    alone.nack(alone.master, [(9, 10)], T + 3.55)  # however much was sent since
+    assert alone.data.window.size == 48
     alone.nack(alone.master, [(11, 11), (9, 9)], T + 3.6)  # in whatever order
     assert alone.data.window.size == 36
 
@@ -453,6 +464,8 @@ def test_masters_nack_tells_its_loss(alone):
     alone.nack(alone.master, [(1, 1)], T + 3, loss=2 * 10**15, hi=9)
     assert alone.data.mc_loss == pytest.approx(0.2)
     assert alone.clients.active[alone.master].hi_odata_seq_no == 9
+    alone.nack(alone.master, [(1, 1)], T + 3, loss=10**15)
+    assert alone.data.mc_loss == pytest.approx(0.1)
 
 
 def test_others_nack_is_repaired_too(pair):
@@ -502,6 +515,13 @@ def test_delay_decides_too(rtt, takes_over):
         assert server.data.mcrtt == rtt
 
 
+def test_round_trip_below_a_millisecond_counts_as_one_when_throughputs_are_compared(pair):
+    pair.data.mcrtt, pair.data.mc_loss = 0.001, 0.01
+    pair.clients.active[pair.others[0]].rtt = 0.0
+    pair.nack(pair.others[0], [(1, 1)], T + 3, loss=scaled_loss(0.01))
+    assert pair.data.master_client_id == pair.master
+
+
 def test_any_loss_is_less_throughput_than_a_master_without_loss(pair):
     pair.nack(pair.others[0], [(1, 1)], T + 3, loss=10**14)
     assert pair.data.master_client_id == pair.others[0]
@@ -521,6 +541,17 @@ def test_one_nack_makes_bounded_work():
     assert server.repairs() == [1, 2, 3]
     server.nack(server.master, [(7, 50)], T + 4)
     assert server.repairs() == [7, 8, 9, 10, 11]
+
+
+def test_nack_costs_its_client_what_it_makes_the_server_look_at_and_nothing_for_what_was_not_sent():
+    server = Round(nack_work_per_second=0.0, nack_work_burst=1000.0, nack_own_work=20.0)
+    work = server.clients.active[server.master].nack_work
+    server.nack(server.master, [(1, 500)], T + 2)
+    assert work.left(T + 2) == 980
+    server.data.give([(1, 1)])
+    server.send_all(T + 2)
+    server.nack(server.master, [(1, 500)], T + 3)
+    assert work.left(T + 3) == 959
 
 
 def test_queue_of_repairs_is_bounded():
@@ -587,6 +618,12 @@ def test_first_cleanup_comes_200_ms_after_the_data_state_was_entered():
     server = Round()
     assert server.timers.get(ServerTimer.CLEANUP_DATA_LIST) == pytest.approx(server.begun + 0.2)
     assert server.data.counters.spms == 1
+
+
+def test_data_state_that_is_entered_again_cleans_up_after_200_ms_and_not_at_once(alone):
+    alone.transport.enter_qcc(T + 5)
+    alone.data.enter(alone.clients.active[alone.master], T + 6)
+    assert alone.timers.get(ServerTimer.CLEANUP_DATA_LIST) == T + 6.2
 
 
 def test_cleanup_comes_round_every_200_ms(alone):
@@ -823,6 +860,20 @@ def test_master_that_reports_how_far_behind_it_is_stays_where_it_is(narrow):
     assert narrow.data.mc_trail == 200
 
 
+def test_client_that_is_being_removed_does_not_become_the_master_however_far_behind(narrow):
+    slow, now = behind_in_steps(narrow)
+    narrow.transport.kick(slow, KickReason.FAIL, now)
+    report(narrow, slow, 100, now)
+    assert narrow.data.master_client_id == narrow.master
+    assert narrow.data.mc_trail == 200
+
+
+def test_client_that_reports_unasked_how_far_behind_it_is_becomes_the_master(narrow):
+    slow, now = behind_in_steps(narrow)
+    assert narrow.qcr(slow, now, hi=100) is None
+    assert narrow.data.master_client_id == slow
+
+
 def test_client_far_behind_is_no_master_while_everybody_is_asked(narrow):
     slow, now = behind_in_steps(narrow)
     narrow.transport.enter_qcc(now)
@@ -904,6 +955,21 @@ def test_nack_that_changes_the_master_sets_the_window_to_what_the_new_one_has(na
     assert narrow.data.mc_trail == 120
 
 
+def test_ack_below_what_the_new_master_named_itself_does_not_move_the_window_back(narrow):
+    slow, now = behind_in_steps(narrow)
+    narrow.nack(slow, ((121, 125),), now, loss=10**15, hi=199)
+    assert narrow.ack(slow, 110, now) is DropReason.STALE
+    assert narrow.data.mc_trail == 120
+
+
+def test_who_takes_over_by_a_nack_from_a_master_not_heard_yet_is_believed_what_it_named(narrow):
+    slow, now = behind_in_steps(narrow)
+    narrow.data.succeed(narrow.clients.active[narrow.master], now)
+    narrow.nack(slow, ((121, 125),), now, loss=10**15, hi=199)
+    assert narrow.ack(slow, 110, now) is DropReason.STALE
+    assert narrow.data.mc_trail == 120
+
+
 def test_new_master_that_has_more_than_the_old_one_acknowledged_does_not_move_the_window(narrow):
     slow, now = behind_in_steps(narrow)
     narrow.data.take_odata(50, now)
@@ -919,6 +985,16 @@ def test_new_master_that_misses_what_is_no_longer_kept_starts_at_the_oldest_pack
     narrow.nack(slow, ((121, 125),), now + 1.6, loss=10**15, hi=199)
     assert narrow.data.master_client_id == slow
     assert narrow.data.mc_trail == 199
+
+
+def test_nack_costs_nothing_for_packets_that_are_no_longer_kept(narrow):
+    _, now = behind_in_steps(narrow)
+    narrow.data.cleanup_timer(now + 1.5)
+    assert narrow.data.packets.first_seq == 200
+    work = narrow.clients.active[narrow.master].nack_work
+    before = work.left(now + 1.5)
+    narrow.nack(narrow.master, ((1, 200),), now + 1.5)
+    assert before - work.left(now + 1.5) == narrow.parameters.nack_own_work + 1
 
 
 def test_new_master_has_a_second_of_its_own_however_long_nothing_moved_before(narrow):

@@ -12,7 +12,7 @@ from wdstransport.protocol.events import ClientActive, ClientGone, Gone, Termina
 from wdstransport.protocol.parameters import ServerParameters
 from wdstransport.protocol.server_transport import DemoteTarget, ServerState
 from wdstransport.protocol.timers import ServerTimer
-from wdstransport.wire.options import capabilities, cpu_util, mem_util, net_util
+from wdstransport.wire.options import CAP_MULTISTREAM, Option, capabilities, cpu_util, mem_util, net_util
 from wdstransport.wire.transport import (
     Ack,
     Demote,
@@ -233,8 +233,8 @@ def test_full_session_refuses_a_join_without_an_answer():
 def test_clients_that_joined_together_do_not_exceed_the_limit():
     server = ServerScript(max_clients=1)
     first, second = server.join(1, T), server.join(2, T)
-    server.qcr(first, T)
-    server.qcr(second, T)
+    assert server.qcr(first, T) is None
+    assert server.qcr(second, T) is DropReason.STATE
     assert len(server.clients.active) == 1
 
 
@@ -303,6 +303,14 @@ def test_qcr_updates_what_is_known_of_the_client(server):
     assert server.application.named("status") == [("status", client, b"x")]
 
 
+def test_options_of_a_qcr_that_tell_no_utilization_mean_nothing(server):
+    client = server.activate(1, T)
+    options = (capabilities(CAP_MULTISTREAM), Option(0x7777, b""), mem_util(2))
+    packet = Qcr(client, server.last_qcc(), 0, 0, 0, 0, b"", options)
+    assert server.receive(packet, address(1), T + 3) is None
+    assert server.clients.active[client].utilization == {"MEM_UTIL": 2}
+
+
 def test_round_trip_leaves_out_the_clients_back_off(server):
     client = server.activate(1, T)
     server.qcr(client, T + 1, seq=server.last_qcc(), server_time=ms(T), back_off=960)
@@ -327,7 +335,7 @@ def test_voluntary_qcr_does_not_touch_the_round_trip_on_a_young_clock():
     assert server.clients.active[client].rtt == pytest.approx(0.040)
 
 
-@pytest.mark.parametrize("server_time", [ms(T + 100), ms(T) - 61_000])
+@pytest.mark.parametrize("server_time", [ms(T + 100), ms(T) - 61_000, ms(T) - 9_000])
 def test_server_time_that_cannot_be_ours_does_not_touch_the_round_trip(server, server_time):
     client = server.activate(1, T, rtt=0.040)
     server.qcr(client, T + 1, server_time=server_time)
@@ -534,6 +542,15 @@ def test_qcc_goes_out_once_an_interval_in_the_data_state(server):
         server.transport._out_state_qcc_timer(due)
         assert server.sent(Qcc) == [(Qcc(seq, 300), None)]
         due += 0.350
+
+
+def test_timer_of_the_data_state_sends_qcc_and_starts_anew(server):
+    """MS-WDSMT 3.1.6.5: without it nobody's RTT, loss and progress come again."""
+    _, now = server.data_state(1)
+    sequence = server.transport._next_qcc_seq_no
+    for times in (1, 2, 3):
+        server.transport.handle_timers(now + 0.25 * times)
+        assert server.sent(Qcc) == [(Qcc(sequence + times - 1, 250), None)]
 
 
 def test_qcc_interval_grows_with_the_number_of_clients():
@@ -798,6 +815,16 @@ def test_kick_after_the_timer_has_ended_is_sent_at_once_again(server):
     assert len(server.sent(Kick)) == 1
 
 
+def test_kick_after_everybody_before_it_has_left_is_sent_at_once_though_the_timer_runs(server):
+    one, two = server.activate(1, T), server.activate(2, T)
+    server.transport.kick(one, KickReason.FAIL, T)
+    server.receive(Leave(one, LeaveReason.CANCELLED), address(1), T + 1)
+    server.sent()
+    server.transport.kick(two, KickReason.FALLBACK, T + 2)
+    assert server.sent(Kick) == [(Kick(((two, KickReason.FALLBACK),)), None)]
+    assert server.timers.get(ServerTimer.KICK) == T + 17
+
+
 def test_kick_for_201_clients_is_two_packets(server):
     ids = [server.activate(number, T) for number in range(1, 202)]
     server.transport.kick(ids[0], KickReason.FAIL, T)
@@ -1020,7 +1047,9 @@ def test_removed_clients_that_never_leave_are_forgotten_too(server):
     one, two = server.activate(1, T), server.activate(2, T)
     server.transport.kick(one, KickReason.FAIL, T)
     server.transport.demote(two, LOWER, T)
+    server.application.calls.clear()
     server.transport._client_cleanup_timer(T + 61)
+    assert not server.application.named("clients_changed")
     assert not server.clients.kicked
     assert not server.clients.demoted
     server.sent()

@@ -40,7 +40,6 @@ class ClientData:
         self.missing = RangeSet()
         self.end = 0
         self.loss = LossFilter()
-        self.received_any = False
         self._from_the_start = False
         self._highest_loss = 0
 
@@ -91,17 +90,17 @@ class ClientData:
         self.min_nack_back_off = packet.min_nack_back_off / 1000
         self.max_nack_back_off = packet.max_nack_back_off / 1000
         self.mcrtt = packet.rtt / 1000
-        if not self.first and not packet.lead_odata_seq_no:
+        if not packet.lead_odata_seq_no:
             # Nothing was sent before this client came: it misses the first packet, too, if that is lost.
             self._from_the_start = True
-        if not self.first and packet.lead_odata_seq_no:
+        elif not self.first:
             self._begin(packet.lead_odata_seq_no)
             if not self._from_the_start:
                 # Asked for as the document has it, but it was sent before this client came (deviation 50).
                 self._highest_loss = self.first
         if self.first:
             self._report_lost_until(packet.lead_odata_seq_no)
-            if self.received_any:
+            if self.highest:
                 # Hi follows Trail only once something was received (deviation 26).
                 self.highest = max(self.highest, packet.trail_odata_seq_no)
             self._update_start(packet.trail_odata_seq_no)
@@ -132,7 +131,6 @@ class ClientData:
         first += ignored
         if first > last:
             return ignored
-        self.received_any = True
         self.master = master
         self.lead = max(self.lead, last)
         self.highest = max(self.highest, last)
@@ -164,7 +162,6 @@ class ClientData:
             trail: TrailODATASeqNo of the last packet, no lower than that of any other.
             master: ClientId of all.
         """
-        self.received_any = True
         self.master = master
         self.lead = self.highest = last  # neither was beyond the list's end
         self.loss.lost(first - 1 - self._highest_loss)
@@ -195,7 +192,6 @@ class ClientData:
 
     def head_of_repairs(self, count: int, *, trail: int, master: int) -> None:
         """What of `on_repairs` does not name single packets; the caller fills the holes."""
-        self.received_any = True
         self.master = master
         self.loss.arrived(count)
         self._update_start(trail)

@@ -131,7 +131,7 @@ def stretch_of(records: DataRecords) -> Stretch | None:
         runs.append((row + at, place + 1 - at, start))
         end = start + place - at
         at, start = place + 1, int(sequences[place + 1])
-        if start <= end + 1:
+        if start <= end:
             return None
         gaps.append((end + 1, start - 1))
     runs.append((row + at, count - at, start))

@@ -274,7 +274,7 @@ class BlockMap:
         self._settle()
         found: list[tuple[int, int]] = []
         size = len(self._bits)
-        while self._low < size and self._bits[self._low] == 0xFF:
+        while self._bits[self._low] == 0xFF:  # one is not, or all would be there
             step = self._bits[self._low : self._low + _CHUNK]
             full = np.flatnonzero(step != 0xFF)
             self._low += int(full[0]) if len(full) else len(step)

@@ -98,7 +98,7 @@ class ServerApplication:
             packet = wire.decode(payload)
         except WireError:
             return False
-        if not isinstance(packet, wire.CntCir) or not 0 <= packet.progress <= 100:
+        if not isinstance(packet, wire.CntCir):
             return False
         if any(not 1 <= start <= end <= self._total_blocks for start, end in packet.ranges):
             return False
@@ -119,7 +119,7 @@ class ServerApplication:
             packet = wire.decode(payload)
         except WireError:
             return False
-        if not isinstance(packet, wire.ProgressReport) or not 0 <= packet.progress <= 100:
+        if not isinstance(packet, wire.ProgressReport):
             return False
         client.progress = packet.progress
         client.time_in_session = packet.time_in_session
@@ -146,7 +146,7 @@ class ServerApplication:
             self._answers = {key: value for key, value in self._answers.items() if self._is_active(key)}
         elif self.state is ApplicationState.RESTING:
             self._rest = self._parameters.empty_query_wait
-            self._deadline = min(self._deadline, now)
+            self._deadline = now
         elif self.state is ApplicationState.IDLE:
             self._start(now)
 

@@ -211,7 +211,7 @@ class DataState:
         while self._repairs and len(taken) < limit:
             seq = next(iter(self._repairs))
             block = self._repairs.pop(seq)
-            if self.packets and self.packets.first_seq <= seq:
+            if self.packets.first_seq <= seq:
                 taken.append((seq, block))
         self.counters.repair_packets += len(taken)
         return taken
@@ -343,6 +343,6 @@ class DataState:
         if not self._waiting_for_empty or self._given or self._repairs or self.mc_trail < self.mc_lead:
             return
         alone = set(self._transport.clients.active) <= {self.master_client_id}
-        if alone or not self.packets or now - self.packets.last_created >= self._parameters.data_linger:
+        if alone or now - self.packets.last_created >= self._parameters.data_linger:
             self._waiting_for_empty = False
             self._transport.application.data_empty(now)

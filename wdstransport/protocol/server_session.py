@@ -62,7 +62,6 @@ class ServerSession:
         """
         self.session_id = session_id
         self.total_blocks = total_blocks
-        self.parameters = parameters
         self.dropped: Counter[str] = Counter()
         self.completed = 0
         self._client_security = client_security

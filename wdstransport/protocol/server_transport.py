@@ -258,7 +258,7 @@ class ServerTransport:
             return DropReason.FIELD
         self._update(record, packet, now)
         record.qcr_received = True  # whatever it answers: 3.1.5.8 makes no difference
-        if packet.qcc_seq_no and record.client_id in self.clients.active:
+        if record.client_id in self.clients.active:
             self.data.on_report(record, now)
         return None
 
@@ -309,7 +309,7 @@ class ServerTransport:
 
     def _lost_active(self, record: ClientRecord, now: float) -> None:
         """Choose another master when it was the master (deviation 31)."""
-        if self.state is ServerState.DATA and record.client_id == self.data.master_client_id:
+        if record.client_id == self.data.master_client_id:
             # Three intervals: a client that missed one QCC, or whose QCR was lost, has still answered.
             master = self.clients.successor(now - 3 * self._out_state_wait())
             if master is not None:
@@ -358,7 +358,7 @@ class ServerTransport:
             return False
         record.kick_reason = reason
         # A timer that runs on for an empty list (3.1.6.3) is no reason to let this client wait for it.
-        waiting = bool(self.clients.kicked) and ServerTimer.KICK in self.timers
+        waiting = bool(self.clients.kicked)
         self.clients.kick(record)
         if not waiting:
             self._send_kick()
@@ -467,7 +467,6 @@ class ServerTransport:
         if not answered:
             self._send_in_state_qcc(now)
             return
-        self.timers.stop(ServerTimer.IN_STATE_QCC)
         self.state = ServerState.DATA
         # Somebody who answers QCC but no data, by mistake or by intent, is chosen only where nobody else is.
         self.data.enter(max(answered, key=lambda record: (not record.gave_up_on, record.rtt)), now)
@@ -523,7 +522,6 @@ class ServerTransport:
                     self.terminated = True
                     self.timers.stop_all()
                     self.events.append(Terminated())
-                    return
 
     def _join_ack_timers(self, now: float) -> None:
         """3.1.6.1, for every pending client that is due; they stand in order of their deadlines."""
