@@ -89,7 +89,7 @@ class TestFindOffer:
         )
         asked = []
 
-        async def request(server, local, request, timeout):
+        async def request(server, local, request, timeout, silent):
             asked.append(request)
             return ErrorReply(2)
 
