@@ -3,6 +3,7 @@
 
     sudo .venv/bin/python tests/bench/run.py            everything: about an hour
     sudo .venv/bin/python tests/bench/run.py --size 100MB --runs 1 --clients 1,4 --loss 0,1%
+    sudo .venv/bin/python tests/bench/run.py --runs 1 --raw FILE --add         again and again: one round more
 
 Writes a Markdown report, a plot beside it (`pip install '.[bench]'`) and, with --raw, every single outcome
 as JSON. Without root there is no network to build: then it measures the ceiling and `deploy-image` over the
@@ -50,7 +51,8 @@ def main(words: Sequence[str]) -> int:
     if not programs:
         print("run.py: nothing is left to measure", file=sys.stderr)
         return 2
-    outcomes: list[Outcome] = []
+    outcomes = _earlier(options.raw) if options.add else []
+    before = max((outcome.run for outcome in outcomes), default=0)
     interrupted = False
     try:
         if as_root:
@@ -60,6 +62,7 @@ def main(words: Sequence[str]) -> int:
             image = folder / "image.bin"
             _make_image(image, options.size)
             for outcome in _measure(options, as_root, programs, image):
+                outcome.run += before
                 outcomes.append(outcome)
                 print(_line(outcome), flush=True)
     except KeyboardInterrupt:
@@ -96,11 +99,21 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--loopback", action="store_true", help="the loopback interface, even for root")
     parser.add_argument("--output", type=Path, default=HERE / "RESULTS.md", help="the report; .png beside it")
     parser.add_argument("--raw", type=Path, help="every outcome, as JSON lines")
+    parser.add_argument("--add", action="store_true", help="to what --raw names: the report covers both")
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="where image and copies go")
     options = parser.parse_args(words)
     if options.size < 1 or options.runs < 1:
         parser.error("--size and --runs are at least 1")
+    if options.add and options.raw is None:
+        parser.error("--add needs --raw, the file to add to")
     return options
+
+
+def _earlier(raw: Path) -> list[Outcome]:
+    """What earlier runs left, on the same machine with the same options: that is the caller's to see to."""
+    if not raw.exists():
+        return []
+    return [Outcome.from_record(json.loads(line)) for line in raw.read_text().splitlines()]
 
 
 def _counts(text: str) -> list[int]:
@@ -237,8 +250,8 @@ def _write(
     assert picture is not None
     try:
         network = "namespaces" if as_root else "loopback"
-        title = f"{options.size / 1e6:,.0f} MB to N receivers at once ({network}), medians of {options.runs}"
-        report.plot(outcomes, picture, title=title)
+        title = f"{options.size / 1e6:,.0f} MB to N receivers at once ({network})"
+        report.plot(outcomes, picture, title=f"{title}, medians of {outcomes[-1].run}")
     except ImportError:
         print("run.py: no plot without matplotlib: pip install '.[bench]'", file=sys.stderr)
         picture = None

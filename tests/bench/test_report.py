@@ -1,5 +1,6 @@
 """The benchmark's report, from outcomes that are made up."""
 
+import json
 import re
 
 import pytest
@@ -31,6 +32,11 @@ def row(text, *starts):
 
 def markdown(outcomes):
     return report.markdown(outcomes, size=10**9, conditions=["a machine"], plot_name="x.png")
+
+
+def test_an_outcome_kept_in_a_file_is_read_back_as_it_was():
+    kept = outcome("uftp", 100e6, run=3, problem="1 of 2 copies broken", details={"arrived": [0.5, 1.0]})
+    assert type(kept).from_record(json.loads(json.dumps(kept.record()))) == kept
 
 
 def test_median_leaves_out_runs_with_broken_copies():

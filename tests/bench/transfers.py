@@ -125,6 +125,11 @@ class Outcome:
         """For a file of raw results."""
         return {**asdict(self), "good": self.good}
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Outcome:
+        """What `record` gave, read back from a file."""
+        return cls(**{name: value for name, value in record.items() if name != "good"})
+
 
 class _Failed(Exception):
     """The transfer did not come about, or did not end in time."""
