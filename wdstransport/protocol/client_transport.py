@@ -322,10 +322,9 @@ class ClientTransport:
                     blocks * records.data_len,
                 )
             )
-        if self.state is ClientState.REGULAR:
-            if sum(number for _, number in dropped) < count:
-                self._counted_in(now)
-            self._manage_nack(now)
+        if sum(number for _, number in dropped) < count:
+            self._counted_in(now)
+        self._manage_nack(now)
         return dropped
 
     def _on_stretch(self, records: DataRecords) -> bool:
