@@ -248,9 +248,9 @@ def test_control_packets_that_came_together_are_each_processed(client):
 
 def test_answers_that_are_the_same_leave_as_often_as_they_were_given(client):
     ack, other = Ack(ME, 1, 2, 3, 4), Ack(ME, 2, 2, 3, 4)
-    for packet in (ack, ack, ack, other, ack):
+    for packet in (ack, ack, ack, other, other, ack):
         client.transport.outbox.put(packet)
-    assert [packet for _, packet in client.sent(T)] == [ack, ack, ack, other, ack]
+    assert [packet for _, packet in client.sent(T)] == [ack, ack, ack, other, other, ack]
 
 
 def test_data_with_options_of_others_is_delivered_one_by_one(client):
