@@ -970,6 +970,13 @@ def test_who_takes_over_by_a_nack_from_a_master_not_heard_yet_is_believed_what_i
     assert narrow.data.mc_trail == 120
 
 
+def test_zero_nack_that_changes_the_master_sets_the_window_to_the_highest_packet_it_names(narrow):
+    slow, now = behind_in_steps(narrow)
+    assert narrow.nack(slow, (), now, loss=10**15, hi=150) is None
+    assert narrow.data.master_client_id == slow
+    assert narrow.data.mc_trail == 150
+
+
 def test_new_master_that_has_more_than_the_old_one_acknowledged_does_not_move_the_window(narrow):
     slow, now = behind_in_steps(narrow)
     narrow.data.take_odata(50, now)
