@@ -389,6 +389,17 @@ def test_repair_that_has_not_left_yet_is_not_queued_twice(alone):
     assert alone.repairs() == [1]
 
 
+def test_packet_asked_for_again_while_its_repair_waits_is_repaired_no_later_for_it(alone):
+    alone.data.give([(1, 1)])
+    alone.send_all(T + 2)
+    alone.data.mcrtt = 0.125
+    alone.nack(alone.master, [(1, 1)], T + 2.5)
+    alone.nack(alone.master, [(1, 1)], T + 3)
+    assert alone.repairs() == [1]
+    alone.nack(alone.master, [(1, 1)], T + 3.25)
+    assert alone.repairs() == [1]
+
+
 def test_nack_in_qcc_state_is_nothing(alone):
     alone.data.give([(1, 1)])
     alone.send_all(T + 2)
