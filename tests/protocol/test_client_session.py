@@ -132,6 +132,12 @@ def test_packet_that_ends_at_any_byte_is_dropped_and_counted(security, what):
     assert client.sent(T) == []
 
 
+@pytest.mark.parametrize("packet", [Ack(ME, 1, 2, 3, 4), Nack(ME, 1, 2, ((1, 2),))])
+def test_answer_of_another_client_is_counted_once(client, packet):
+    client.hear(packet, T)
+    assert client.session.dropped == {"state": 1}
+
+
 def test_packet_of_another_session_is_dropped(client):
     client.hear(client.sealed(Qcc(1, 0), session_id=SESSION + 1), T)
     data = client.data(1, 1, 2, session_id=SESSION + 1)

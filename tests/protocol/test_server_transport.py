@@ -925,6 +925,12 @@ def test_closing_session_does_not_admit_who_was_about_to_join(server):
     assert server.sent(Qcc) == []
 
 
+def test_closing_session_of_nobody_has_nothing_to_repeat(server):
+    server.transport.close(KickReason.FALLBACK, T)
+    assert server.sent() == []
+    assert ServerTimer.KICK not in server.transport.timers
+
+
 def test_closing_session_sends_nothing_but_kick(server):
     (master, _), now = server.data_state(1, 2)
     server.open_window(master, now)
