@@ -57,6 +57,41 @@ class Generated(Fault):
         return (text[: self.start] + self.new.encode() + text[end:]).decode()
 
 
+def _coarsely(node: ast.AST, members: dict[str, list[str]]) -> Iterator[tuple[ast.AST, str, str]]:
+    """What to replace, what is wrong then, and what to write instead: faults that `_instead` is too fine for.
+
+    Args:
+        node: where.
+        members: of each enumeration, those that the module names.
+    """
+    match node:
+        case ast.If(test) | ast.IfExp(test):
+            yield test, "always", "True"
+            yield test, "never", "False"
+        case ast.While(test):
+            yield test, "never", "False"
+        case ast.Constant(int(value)) if not isinstance(value, bool) and value > 0:
+            yield node, "one less", str(value - 1)
+        case ast.Constant(float(value)) if value:
+            yield node, "twice as much", str(value * 2)
+        case ast.Attribute(ast.Name(kind), name) if name in members.get(kind, ()):
+            names = members[kind]
+            if len(names) > 1:
+                yield node, "another member", f"{kind}.{names[(names.index(name) + 1) % len(names)]}"
+        case ast.Return(ast.expr() as value) if not isinstance(value, ast.Constant):
+            yield node, "nothing is returned", "return None"
+
+
+def _members(tree: ast.AST) -> dict[str, list[str]]:
+    """The members of enumerations that a module names, which all are written in capitals."""
+    found: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(ast.Name(kind), name) if kind[:1].isupper() and name.isupper():
+                found.setdefault(kind, set()).add(name)
+    return {kind: sorted(names) for kind, names in found.items()}
+
+
 def _instead(node: ast.AST) -> Iterator[tuple[str, str]]:
     """What is wrong, and what to write instead of a node."""
     match node:
@@ -108,12 +143,15 @@ def generate(path: str, source: str, tests: tuple[str, ...]) -> list[Generated]:
         lines.append(lines[-1] + len(line.encode()))
     text = source.encode()
     faults: dict[str, Generated] = {}
-    for where, node in _nodes(ast.parse(source)):
-        if not isinstance(node, ast.expr | ast.stmt) or node.end_lineno is None:
-            continue
-        start = lines[node.lineno - 1] + node.col_offset
-        old = text[start : lines[node.end_lineno - 1] + (node.end_col_offset or 0)].decode()
-        for kind, new in _instead(node):
+    tree = ast.parse(source)
+    members = _members(tree)
+    for where, node in _nodes(tree):
+        planned = [(node, kind, new) for kind, new in _instead(node)]
+        for place, kind, new in [*planned, *_coarsely(node, members)]:
+            if not isinstance(place, ast.expr | ast.stmt) or place.end_lineno is None:
+                continue
+            start = lines[place.lineno - 1] + place.col_offset
+            old = text[start : lines[place.end_lineno - 1] + (place.end_col_offset or 0)].decode()
             name = f"{where}: {kind}: {' '.join(old.split())} -> {new}"
             while name in faults:
                 name += ", again"

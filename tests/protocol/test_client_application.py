@@ -135,6 +135,7 @@ def test_blocks_beyond_the_horizon_are_as_if_they_had_not_come():
     client.horizon = 5
     assert client.data(4, 4) == [(4, 2)]
     assert client.data(6, 2) == []
+    assert client.data(9, 2) == []
     assert client.duplicates == 0
     client.horizon = 6
     assert client.data(5, 3) == [(6, 1)]

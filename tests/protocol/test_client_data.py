@@ -90,6 +90,7 @@ def test_client_from_before_the_start_learns_of_a_lost_beginning_from_spm_alone(
     data.on_spm(spm(2, lead=3, trail=1))
     assert list(data.missing) == [(1, 3)]
     assert data.continuous() == 0
+    assert data.loss.rate == pytest.approx(1 - (1 - WEIGHT) ** 3)
 
 
 def test_lead_of_an_spm_beyond_the_last_packet_is_missing_and_lost(data):

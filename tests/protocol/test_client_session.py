@@ -132,6 +132,12 @@ def test_packet_that_ends_at_any_byte_is_dropped_and_counted(security, what):
     assert client.sent(T) == []
 
 
+@pytest.mark.parametrize("packet", [Ack(ME, 1, 2, 3, 4), Nack(ME, 1, 2, ((1, 2),))])
+def test_answer_of_another_client_is_counted_once(client, packet):
+    client.hear(packet, T)
+    assert client.session.dropped == {"state": 1}
+
+
 def test_packet_of_another_session_is_dropped(client):
     client.hear(client.sealed(Qcc(1, 0), session_id=SESSION + 1), T)
     data = client.data(1, 1, 2, session_id=SESSION + 1)
@@ -248,9 +254,9 @@ def test_control_packets_that_came_together_are_each_processed(client):
 
 def test_answers_that_are_the_same_leave_as_often_as_they_were_given(client):
     ack, other = Ack(ME, 1, 2, 3, 4), Ack(ME, 2, 2, 3, 4)
-    for packet in (ack, ack, ack, other, ack):
+    for packet in (ack, ack, ack, other, other, ack):
         client.transport.outbox.put(packet)
-    assert [packet for _, packet in client.sent(T)] == [ack, ack, ack, other, ack]
+    assert [packet for _, packet in client.sent(T)] == [ack, ack, ack, other, other, ack]
 
 
 def test_data_with_options_of_others_is_delivered_one_by_one(client):

@@ -1,6 +1,7 @@
 """The client's transport, state by state: a script of packets and times, and what it sends."""
 
 import math
+import random
 from itertools import pairwise
 
 import pytest
@@ -380,6 +381,22 @@ def test_poll_draws_spread_over_the_whole_back_off():
     assert min(draws) < 0.1
     assert max(draws) > 0.9
     assert all(0 <= draw <= 1 for draw in draws)
+
+
+class Latest(random.Random):
+    """Draws the end of every range."""
+
+    def uniform(self, a, b):
+        return b
+
+
+def test_latest_answers_to_poll_and_qcc_leave_when_their_back_offs_end(client):
+    """The draw is between zero and the back-off (MS-WDSMT 3.2.5.6, 3.2.5.7)."""
+    client.transport._rng = Latest()
+    client.receive(poll(1, 1000), T)
+    client.receive(Qcc(1, 500), T)
+    assert client.timers.get(ClientTimer.POLL) == T + 1
+    assert client.timers.get(ClientTimer.QCC) == T + 0.5
 
 
 def test_poll_answer_tells_what_is_missing_when_it_is_sent(client):
@@ -905,6 +922,7 @@ def test_duplicates_do_not_use_up_the_room_of_new_blocks():
     script = ClientScript(max_cache_size=46, have=[(1, 8)]).regular()
     script.odata(T, *range(1, 11))
     assert arrived(script) == [(8, 9, 2, 46)]
+    assert (script.transport.refused, script.sent(Nack)) == (0, [])
 
 
 def test_too_many_credits_do_not_make_the_cache_larger_than_it_is(client):

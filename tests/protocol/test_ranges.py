@@ -219,6 +219,14 @@ def test_missing_stops_at_the_limit_with_the_lowest_ranges():
     assert blocks.missing(10)[-1] == (19, 20)
 
 
+@pytest.mark.parametrize("block", range(1, 10))
+def test_only_missing_block_is_named_wherever_in_its_byte_it_is(block):
+    blocks = BlockMap(9)
+    blocks.add(1, block - 1)
+    blocks.add(block + 1, 9 - block)
+    assert blocks.missing(64) == ((block, block),)
+
+
 def test_map_is_complete_with_the_last_block_and_not_before():
     blocks = BlockMap(17)
     blocks.add(1, 16)

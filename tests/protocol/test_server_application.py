@@ -135,6 +135,18 @@ def test_scheduled_cast_starts_at_the_latest_after_its_wait():
     assert len(script.below.polls) == 1
 
 
+def test_scheduled_cast_whose_only_client_leaves_waits_for_nothing():
+    script = Script(min_clients=3, max_wait=30.0)
+    script.go(1, T + 1)
+    assert script.application.next_deadline() == math.inf
+
+
+def test_scheduled_cast_with_enough_clients_and_no_master_waits_for_nothing_else():
+    script = Script(min_clients=2, max_wait=30.0, master=False)
+    script.come(2, T + 1)
+    assert script.application.next_deadline() == math.inf
+
+
 def test_wait_of_a_scheduled_cast_counts_from_the_first_client():
     script = Script(clients=(), min_clients=3, max_wait=30.0)
     script.come(1, T + 100)
@@ -370,6 +382,18 @@ def test_wait_for_a_disk_that_stands_still_is_short_again_when_it_has_moved():
             script.due()
         script.application.data_empty(decided + 50)
     assert waits == pytest.approx([0.25, 0.5, 0.25])
+
+
+def test_client_that_just_came_and_stores_nothing_is_served_however_little_may_lie_between_clients():
+    script = Script(late_client_share=0.0)
+    for _ in range(3):
+        script.answer(1, [(1, 9)], T)
+        script.due()
+        if script.state is ApplicationState.RESTING:
+            script.due()
+        else:
+            script.application.data_empty(T + 50)
+    assert script.below.given == [[(1, 9)]] * 2
 
 
 def resting():

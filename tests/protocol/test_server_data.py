@@ -389,6 +389,17 @@ def test_repair_that_has_not_left_yet_is_not_queued_twice(alone):
     assert alone.repairs() == [1]
 
 
+def test_packet_asked_for_again_while_its_repair_waits_is_repaired_no_later_for_it(alone):
+    alone.data.give([(1, 1)])
+    alone.send_all(T + 2)
+    alone.data.mcrtt = 0.125
+    alone.nack(alone.master, [(1, 1)], T + 2.5)
+    alone.nack(alone.master, [(1, 1)], T + 3)
+    assert alone.repairs() == [1]
+    alone.nack(alone.master, [(1, 1)], T + 3.25)
+    assert alone.repairs() == [1]
+
+
 def test_nack_in_qcc_state_is_nothing(alone):
     alone.data.give([(1, 1)])
     alone.send_all(T + 2)
@@ -968,6 +979,13 @@ def test_who_takes_over_by_a_nack_from_a_master_not_heard_yet_is_believed_what_i
     narrow.nack(slow, ((121, 125),), now, loss=10**15, hi=199)
     assert narrow.ack(slow, 110, now) is DropReason.STALE
     assert narrow.data.mc_trail == 120
+
+
+def test_zero_nack_that_changes_the_master_sets_the_window_to_the_highest_packet_it_names(narrow):
+    slow, now = behind_in_steps(narrow)
+    assert narrow.nack(slow, (), now, loss=10**15, hi=150) is None
+    assert narrow.data.master_client_id == slow
+    assert narrow.data.mc_trail == 150
 
 
 def test_new_master_that_has_more_than_the_old_one_acknowledged_does_not_move_the_window(narrow):

@@ -71,6 +71,7 @@ def server():
 def test_one_client_gets_everything_and_leaves(server):
     session = server.session
     assert session.state == "waiting"
+    assert session.total_blocks == 100
     (client,), now = server.begin(1)
     assert [type(event) for event in session.take_events()] == [ClientActive]
     assert session.state == "querying"

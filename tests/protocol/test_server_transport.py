@@ -666,6 +666,13 @@ def test_master_that_leaves_is_asked_for_again_when_nobody_has_answered_lately(s
     assert server.data.master_client_id == other
 
 
+def test_master_that_leaves_is_replaced_by_who_has_answered_within_three_queries(server):
+    (master, other), _ = server.data_state(1, 2)
+    late = server.clients.active[other].last_update + 3 * 0.25 - 0.001
+    server.receive(Leave(master, LeaveReason.COMPLETE), server.where[master], late)
+    assert server.data.master_client_id == other
+
+
 @pytest.mark.parametrize("doubt", ["qcr_received", "gave_up_on"])
 def test_master_that_leaves_is_asked_for_again_when_the_others_are_in_doubt(server, doubt):
     (master, other), now = server.data_state(1, 2)
@@ -916,6 +923,12 @@ def test_closing_session_does_not_admit_who_was_about_to_join(server):
     server.qcr(pending, T)
     assert not server.clients.active
     assert server.sent(Qcc) == []
+
+
+def test_closing_session_of_nobody_has_nothing_to_repeat(server):
+    server.transport.close(KickReason.FALLBACK, T)
+    assert server.sent() == []
+    assert ServerTimer.KICK not in server.transport.timers
 
 
 def test_closing_session_sends_nothing_but_kick(server):

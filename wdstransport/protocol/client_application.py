@@ -70,9 +70,7 @@ class ClientApplication:
         Returns:
             The (first, count) runs that were missing; the rest are duplicates or beyond the horizon.
         """
-        usable = min(count, self.horizon - first + 1)
-        if usable <= 0:
-            return []
+        usable = max(0, min(count, self.horizon - first + 1))
         fresh = self.blocks.add(first, usable)
         self.duplicates += usable - sum(run for _, run in fresh)
         return fresh

@@ -62,9 +62,8 @@ class ClientData:
     def _update_start(self, trail: int) -> None:
         """Update Start of List (3.2.1.3.1.1): what cannot be repaired any more is not missing."""
         self.trail = trail
-        if trail > self.first:
-            self.missing.remove_below(trail)
-            self.end = max(self.end, trail - 1)  # End = NewStart - 1 (deviation 25)
+        self.missing.remove_below(trail)
+        self.end = max(self.end, trail - 1)  # End = NewStart - 1 (deviation 25)
 
     def _update_end(self, end: int) -> None:
         """Update End of List (3.2.1.3.1.2)."""

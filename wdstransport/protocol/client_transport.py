@@ -322,10 +322,9 @@ class ClientTransport:
                     blocks * records.data_len,
                 )
             )
-        if self.state is ClientState.REGULAR:
-            if sum(number for _, number in dropped) < count:
-                self._counted_in(now)
-            self._manage_nack(now)
+        if sum(number for _, number in dropped) < count:
+            self._counted_in(now)
+        self._manage_nack(now)
         return dropped
 
     def _on_stretch(self, records: DataRecords) -> bool:
@@ -518,12 +517,11 @@ class ClientTransport:
 
     def leave(self, reason: LeaveReason, now: float, after: Departed | Demoted) -> None:
         """Send LEAVE after a random, silent wait (3.2.5.4.3, deviation 62), then end with `after`."""
-        if self.state is ClientState.LEAVING and isinstance(self._after_leave, Demoted):
-            # A Terminate Trigger may come at any point (3.2.4): who has everything has no business in the
-            # lower session, where nobody would end it again.
-            self._leave_reason, self._after_leave = reason, after
-            return
         if self.state in (ClientState.LEAVING, ClientState.OVER):
+            if isinstance(self._after_leave, Demoted):
+                # A Terminate Trigger may come at any point (3.2.4): who has everything has no business in the
+                # lower session, where nobody would end it again.
+                self._leave_reason, self._after_leave = reason, after
             return
         if self.state is ClientState.JOIN:
             # No ClientId, so nothing to leave: the server forgets a JOIN that nobody confirms.

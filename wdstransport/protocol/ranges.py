@@ -125,7 +125,7 @@ class RangeSet:
 
     def remove_below(self, number: int) -> None:
         """Take every number smaller than `number` out of the set."""
-        if self._starts and self._starts[0] < number:
+        if self._starts:
             self.remove(self._starts[0], number - 1)
 
     def clear(self) -> None:
@@ -188,9 +188,7 @@ class BlockMap:
         place = first - 1
         if len(self._holes) < _HOLES:
             if place >= self._end:
-                if self._start == self._end:
-                    self._start = place
-                elif place > self._end:
+                if place > self._end:
                     self._holes.add(self._end, place - 1)
                 self._end = place + count
                 self.count += count

@@ -135,10 +135,9 @@ class ServerApplication:
         active = self._below.active_clients()
         if active == 0:
             self._first_client_at = None
-            if self.state is not ApplicationState.IDLE:
-                self.state = ApplicationState.IDLE
-                self._deadline = math.inf
-                self._below.withdraw()
+            self.state = ApplicationState.IDLE
+            self._deadline = math.inf
+            self._below.withdraw()
             return
         if self._first_client_at is None:
             self._first_client_at = now

@@ -113,7 +113,7 @@ class DataState:
         """3.1.5.9.3."""
         clients = len(self._transport.clients.active)
         self.min_nack_back_off = max(self.mcrtt * 2, 0.001)
-        self.max_nack_back_off = max(self.min_nack_back_off + clients / 5 / 1000, 0.001)
+        self.max_nack_back_off = self.min_nack_back_off + clients / 5 / 1000
         packet = Spm(
             spm_seq_no=self._next_spm_seq_no,
             master_client_id=self.master_client_id,
@@ -138,9 +138,7 @@ class DataState:
     def spm_timer(self, now: float) -> None:
         """3.1.6.6; other SPMs count too and can jump over the limit (deviation 28)."""
         if self._spm_count >= self._parameters.max_no_response_spm:
-            master = self._transport.clients.active.get(self.master_client_id)
-            if master is not None:
-                master.gave_up_on = True
+            self._transport.clients.active[self.master_client_id].gave_up_on = True
             self._transport.enter_qcc(now)
         else:
             self._send_spm(now)
@@ -295,9 +293,7 @@ class DataState:
         if self.mc_trail >= self._reached or now - self._moved_at < self._parameters.data_linger:
             return
         self.mc_trail = self._reached
-        master = self._transport.clients.active.get(self.master_client_id)
-        if master is not None:
-            master.gave_up_on = True
+        self._transport.clients.active[self.master_client_id].gave_up_on = True
 
     def _queue_repairs(self, ranges: tuple[tuple[int, int], ...], now: float) -> int:
         """Queue each requested packet that is there and was not sent within 4 x MCRTT.

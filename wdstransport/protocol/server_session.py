@@ -118,7 +118,7 @@ class ServerSession:
             repeats = sum(1 for _ in alike)
             # Every repair is acknowledged (MS-WDSMT 2.2.17 knows no FW_LEAD), mostly in the same words; what
             # an ACK says is set, not added (3.1.5.9.5), so hearing it again would change nothing.
-            if repeats > 1 and self._is_ack(datagram):
+            if self._is_ack(datagram):
                 refused = self._judge(datagram, source, now)
                 if refused is None:
                     self.transport.data.counters.acks += repeats - 1

@@ -150,7 +150,6 @@ class DataPacketList:
             self._runs.popleft()
             runs += 1
         del self._firsts[:runs], self._created[:runs]
-        if dropped and self._resent:
-            head = self._runs[0].first_seq if self._runs else acknowledged
-            self._resent = {seq: at for seq, at in self._resent.items() if seq >= head}
+        head = self._runs[0].first_seq if self._runs else acknowledged
+        self._resent = {seq: at for seq, at in self._resent.items() if seq >= head}
         return dropped
