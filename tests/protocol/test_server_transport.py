@@ -450,6 +450,15 @@ def test_wait_starts_small_again_with_every_entry(server):
     assert server.sent(Qcc)[0][0].qcr_back_off == 1
 
 
+def test_wait_for_nobody_is_doubled_before_it_is_first_used(server):
+    (client,), now = server.data_state(1)
+    server.sent()
+    server.receive(Leave(client, LeaveReason.COMPLETE), server.where[client], now)
+    ((packet, _),) = server.sent(Qcc)
+    assert packet.qcr_back_off == 2
+    assert [back_off for back_off, _ in waits(server, 9)] == [4, 8, 16, 32, 64, 128, 256, 500, 500]
+
+
 def test_wait_starts_small_again_for_the_first_client_after_nobody(server):
     (client,), now = server.data_state(1)
     server.receive(Leave(client, LeaveReason.COMPLETE), server.where[client], now)

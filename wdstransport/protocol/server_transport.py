@@ -443,11 +443,14 @@ class ServerTransport:
         self._send_in_state_qcc(now)
 
     def _send_in_state_qcc(self, now: float) -> None:
-        """3.1.5.7.3: 1 ms a client first, then doubling, plus the highest RTT (deviation 21)."""
+        """3.1.5.7.3: 1 ms a client first, then doubling, plus the highest RTT (deviation 21).
+
+        With nobody there WaitTime is doubled before it is first used: it was 1 on entering (3.1.5.7.1).
+        """
         active = self.clients.active
         for record in active.values():
             record.qcr_received = False
-        first = max(0.001, 0.001 * len(active))
+        first = 0.001 * len(active) if active else 0.002
         self._wait_time = min(
             max(first, 2 * self._wait_time), max(first, self.parameters.no_client_qcc_interval)
         )
