@@ -460,12 +460,20 @@ def test_nothing_is_asked_while_data_goes_out():
     assert script.state is ApplicationState.DATA
 
 
+def test_answer_to_a_query_stands_for_no_qcr():
+    script = Script()
+    script.round({1: [(1, 9)]})
+    before = script.below.clients[1].last_update
+    assert script.answer(1, [(1, 500)], T + 5)
+    assert script.below.clients[1].last_update == before
+
+
 def test_answer_while_data_goes_out_changes_only_what_is_known_of_the_client():
     script = Script()
     script.round({1: [(1, 9)]})
     assert script.answer(1, [(1, 500)], T + 5, time=7, progress=33)
     record = script.below.clients[1]
-    assert (record.progress, record.time_in_session, record.last_update) == (33, 7, T + 5)
+    assert (record.progress, record.time_in_session) == (33, 7)
     assert script.application.plan == ((1, 9),)
     script.application.data_empty(T + 6)
     script.due()

@@ -84,6 +84,14 @@ def test_back_offs_are_twice_the_round_trip_and_a_fifth_of_a_millisecond_a_clien
     assert server.data.max_nack_back_off == pytest.approx(0.034)
 
 
+@pytest.mark.parametrize(("clients", "longer"), [(1, 0), (4, 0), (5, 1), (9, 1), (10, 2)])
+def test_longest_back_off_grows_by_a_millisecond_for_each_five_clients_that_are_full(clients, longer):
+    server = Round(clients, rtt=0.015)
+    server.data._send_spm(T + 2)
+    spm, _ = server.sent(Spm)[0]
+    assert (spm.min_nack_back_off, spm.max_nack_back_off) == (30, 30 + longer)
+
+
 def test_back_offs_are_never_below_a_millisecond(alone):
     alone.data.mcrtt = 0.0
     alone.data._send_spm(T + 2)

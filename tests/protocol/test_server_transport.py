@@ -275,6 +275,22 @@ def test_pending_client_is_confirmed_by_its_answer_to_a_qcc(server):
     assert client in server.clients.active
 
 
+def test_progress_in_the_qcr_that_confirms_a_client_is_passed_on(server):
+    server.data_state(1)
+    client = server.join(2, T + 1)
+    server.transport._out_state_qcc_timer(T + 1)
+    server.application.calls.clear()
+    assert server.qcr(client, T + 1, seq=server.last_qcc(), app=b"progress") is None
+    assert server.application.named("status") == [("status", client, b"progress")]
+
+
+def test_client_whose_confirming_qcr_carries_no_progress_stays_pending(server):
+    client = server.join(1, T)
+    server.application.accepts = False
+    assert server.qcr(client, T, app=b"x") is DropReason.FIELD
+    assert client in server.clients.pending
+
+
 def test_qcr_from_another_address_or_port_is_not_that_client(server):
     client = server.join(1, T)
     packet = Qcr(client, 0, 0, 0, 0, 0, b"")
@@ -432,6 +448,15 @@ def test_wait_starts_small_again_with_every_entry(server):
     waits(server, 6)
     server.transport.enter_qcc(T + 10)
     assert server.sent(Qcc)[0][0].qcr_back_off == 1
+
+
+def test_wait_for_nobody_is_doubled_before_it_is_first_used(server):
+    (client,), now = server.data_state(1)
+    server.sent()
+    server.receive(Leave(client, LeaveReason.COMPLETE), server.where[client], now)
+    ((packet, _),) = server.sent(Qcc)
+    assert packet.qcr_back_off == 2
+    assert [back_off for back_off, _ in waits(server, 9)] == [4, 8, 16, 32, 64, 128, 256, 500, 500]
 
 
 def test_wait_starts_small_again_for_the_first_client_after_nobody(server):

@@ -104,7 +104,6 @@ class ServerApplication:
             return False
         client.progress = packet.progress
         client.time_in_session = packet.time_in_session
-        client.last_update = now
         if self.state is ApplicationState.QUERY:
             self._answers[client.client_id] = packet
         return True

@@ -110,10 +110,10 @@ class DataState:
         self.mc_loss = master.loss
 
     def _send_spm(self, now: float) -> None:
-        """3.1.5.9.3."""
+        """3.1.5.9.3, in whole milliseconds: a fifth of a client's is none."""
         clients = len(self._transport.clients.active)
         self.min_nack_back_off = max(self.mcrtt * 2, 0.001)
-        self.max_nack_back_off = self.min_nack_back_off + clients / 5 / 1000
+        self.max_nack_back_off = self.min_nack_back_off + clients // 5 / 1000
         packet = Spm(
             spm_seq_no=self._next_spm_seq_no,
             master_client_id=self.master_client_id,

@@ -234,12 +234,16 @@ class ServerTransport:
         record = self.clients.speaking(packet.client_id, source)
         if record is None:
             return DropReason.UNKNOWN_CLIENT
-        if record.client_id in self.clients.pending:
+        if packet.qcc_seq_no not in (0, self._next_qcc_seq_no - 1):
+            return DropReason.STALE
+        pending = record.client_id in self.clients.pending
+        if pending and len(self.clients.active) >= self.parameters.max_clients:
+            return DropReason.STATE
+        # A Status Trigger carries a PROGRESS; the QCR after JOINACK carries nothing (deviation 43).
+        if packet.app_data and not self.application.status(record, packet.app_data, now):
+            return DropReason.FIELD
+        if pending:
             # An answer to QCC confirms as well: the first QCRs may all have been lost (deviation 56).
-            if packet.qcc_seq_no not in (0, self._next_qcc_seq_no - 1):
-                return DropReason.STALE
-            if len(self.clients.active) >= self.parameters.max_clients:
-                return DropReason.STATE
             self.clients.activate(record)
             self._join_acks.spend(-record.join_acks_unanswered, now)
             record.joined_at = now
@@ -251,11 +255,6 @@ class ServerTransport:
                 self._wait_time = 0.0  # it grew while nobody was there; a client is asked briefly (3.1.5.7.3)
             self.application.clients_changed(now)
             return None
-        if packet.qcc_seq_no not in (0, self._next_qcc_seq_no - 1):
-            return DropReason.STALE
-        # A Status Trigger carries a PROGRESS; the QCR after JOINACK carries nothing (deviation 43).
-        if packet.app_data and not self.application.status(record, packet.app_data, now):
-            return DropReason.FIELD
         self._update(record, packet, now)
         record.qcr_received = True  # whatever it answers: 3.1.5.8 makes no difference
         if record.client_id in self.clients.active:
@@ -444,11 +443,14 @@ class ServerTransport:
         self._send_in_state_qcc(now)
 
     def _send_in_state_qcc(self, now: float) -> None:
-        """3.1.5.7.3: 1 ms a client first, then doubling, plus the highest RTT (deviation 21)."""
+        """3.1.5.7.3: 1 ms a client first, then doubling, plus the highest RTT (deviation 21).
+
+        With nobody there WaitTime is doubled before it is first used: it was 1 on entering (3.1.5.7.1).
+        """
         active = self.clients.active
         for record in active.values():
             record.qcr_received = False
-        first = max(0.001, 0.001 * len(active))
+        first = 0.001 * len(active) if active else 0.002
         self._wait_time = min(
             max(first, 2 * self._wait_time), max(first, self.parameters.no_client_qcc_interval)
         )
