@@ -187,6 +187,7 @@ def test_the_exit_codes_table_has_every_code_and_no_other():
 
 MODULES = {
     "server": "wdstransport.server",
+    "options": "wdstransport.wire.options",
     **{name: f"wdstransport.net.{name}" for name in ("initiation", "server_driver", "serving")},
 }
 

@@ -159,13 +159,13 @@ class TestListener:
             (b"", "truncated"),
             (b"\1", "truncated"),
             (b"\0\0\0", "op_code"),
-            (b"\xff" * 300, "truncated"),
+            (b"\xff" * 300, "field"),
             (encode(REQUEST) + b"x", "trailing"),
             (encode(REQUEST)[:-1], "truncated"),
             (encode(REPLY), "state"),
             (encode(ErrorReply(2)), "state"),
             (b"\1\0\0", "options"),
-            (b"x" * 60_000, "truncated"),
+            (encode(Request("images", "x" * 30_000, bytes(6))), "truncated"),
         ],
         ids=[
             "empty",
@@ -347,13 +347,23 @@ class TestRequestSession:
             await request_session(deaf.getsockname(), HOST, REQUEST, PATIENCE, on_silence)
         assert told == [(5, None), (15, None), (35, None), (75, None)]
 
-    async def test_an_answer_to_the_fifth_request_leaves_nothing_to_tell(self):
+    async def test_an_answer_to_the_fifth_request_leaves_nothing_to_tell(self, monkeypatch):
+        waits = []
+
+        async def answer(*_):
+            waits.append(None)
+            if len(waits) < 5:
+                await trio.sleep_forever()
+            return REPLY
+
+        monkeypatch.setattr(initiation, "_RETRY", 0.0)
+        monkeypatch.setattr(initiation, "_answer", answer)
         told = []
-        with Script([], [], [], [], [encode(REPLY)]) as server:
+        with udp() as deaf:
             reply = await request_session(
-                server.address, HOST, REQUEST, PATIENCE, lambda *silence: told.append(silence)
+                deaf.getsockname(), HOST, REQUEST, PATIENCE, lambda *silence: told.append(silence)
             )
-        assert (reply, told) == (REPLY, [])
+        assert (reply, len(waits), told) == (REPLY, 5, [])
 
     async def test_a_request_that_cannot_leave_is_told_with_its_cause(self, monkeypatch):
         async def refuse(sock, *arguments):

@@ -7,6 +7,7 @@ from protocol_scripts import STEADY, records
 
 from wdstransport.protocol import client_runs as module
 from wdstransport.protocol.client_runs import repairs_of, runs_of, stretch_of
+from wdstransport.wire.transport import OpCode
 
 ME, OTHER = 5, 6
 PACKETS = st.lists(
@@ -138,6 +139,13 @@ def test_stretch_of_a_batch_whose_first_row_is_left_out_begins_in_the_second():
     for name in ("rows", "header", "odata_seq_no", "block_number", "fw_lead"):
         setattr(found, name, getattr(found, name)[1:])
     assert stretch_of(found).runs == [(1, 1, 2), (2, 1, 4)]
+
+
+def test_run_ends_where_repairs_do():
+    found = batch([(seq, seq, 0, 0, True) for seq in (5, 6, 7)], rdata=True)
+    found.header = found.header.copy()
+    found.header["op_code"][1:] = OpCode.ODATA
+    assert [(run.start, run.rows, run.first_seq) for run, _ in runs_of(found)] == [(0, 1, 5), (1, 2, 6)]
 
 
 def test_run_whose_trail_is_its_first_packet_is_one():

@@ -18,6 +18,7 @@ from wdstransport.wire.initiation import (
     encode,
     total_blocks,
 )
+from wdstransport.wire.options import MAX_OPTIONS
 
 TEXT = (Path(__file__).parents[1] / "vectors" / "initiation.txt").read_text()
 VECTORS = {
@@ -180,7 +181,15 @@ def test_count_below_and_above_the_number_of_options_is_refused():
     whole = options(1, *REQUEST_OPTIONS)
     assert refused(b"\1\0\2" + whole[3:]) is DropReason.TRAILING
     assert refused(b"\1\0\4" + whole[3:]) is DropReason.TRUNCATED
-    assert refused(b"\1\xff\xff" + whole[3:]) is DropReason.TRUNCATED
+    assert refused(b"\1\0\x40" + whole[3:]) is DropReason.TRUNCATED
+
+
+def test_options_by_the_thousand_are_not_worth_reading():
+    """A datagram of three thousand takes tens of milliseconds, in which a server sends nothing."""
+    unknown = [(0x7777, b"")] * (MAX_OPTIONS - len(REQUEST_OPTIONS))
+    assert decode(options(1, *REQUEST_OPTIONS, *unknown)) == Request("a", "b", MAC)
+    assert refused(options(1, *REQUEST_OPTIONS, *unknown, (0x7777, b""))) is DropReason.FIELD
+    assert refused(b"\1\xff\xff" + options(1, *REQUEST_OPTIONS)[3:]) is DropReason.FIELD
 
 
 @pytest.mark.parametrize(

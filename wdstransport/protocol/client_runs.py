@@ -20,7 +20,7 @@ _RDATA = bytes([OpCode.RDATA])
 
 
 class Run(NamedTuple):
-    """Consecutive sequence numbers with consecutive blocks in consecutive rows, under one master.
+    """Consecutive sequence numbers with consecutive blocks in consecutive rows, of one kind under one master.
 
     `trail` is its last packet's.
     """
@@ -161,6 +161,7 @@ def runs_of(records: DataRecords) -> list[tuple[Run, list[int]]]:
         & (sequences[1:] > sequences[:-1])
         & (blocks[1:] > blocks[:-1])
         & (np.diff(records.client_id) == 0)
+        & (np.diff(records.header["op_code"]) == 0)
     )
     edges = [0, *(np.flatnonzero(~together) + 1).tolist(), count]
     if not int(sequences.min()) or (trails > sequences).any():

@@ -16,20 +16,12 @@ from construct import (
     Int16ub,
     Int32ub,
     Int64ub,
-    PrefixedArray,
     Struct,
     ValidationError,
 )
 
-from wdstransport.wire.fields import (
-    BYTES_16,
-    Buffer,
-    RuleError,
-    build,
-    check_address,
-    parse,
-    refuse_rest,
-)
+from wdstransport.wire.fields import Buffer, RuleError, build, check_address, parse, refuse_rest
+from wdstransport.wire.options import OPTION_LIST
 from wdstransport.wire.reasons import DropReason, WireError
 
 __all__ = [
@@ -136,10 +128,7 @@ def _decode_flag(value: int, context: object) -> bool:
     return bool(value)
 
 
-_PACKET: Construct = Struct(
-    "op_code" / Int8ub,
-    "options" / PrefixedArray(Int16ub, Struct("option_id" / Int16ub, "value" / BYTES_16)),
-)
+_PACKET: Construct = Struct("op_code" / Int8ub, "options" / OPTION_LIST)
 """MS-WDSMSI 2.2.2."""
 
 _STRING: Construct = ExprAdapter(GreedyBytes, decoder=_decode_string, encoder=_encode_string)

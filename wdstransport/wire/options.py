@@ -1,4 +1,4 @@
-"""Extended options of MS-WDSMT packets (MS-WDSMT 2.2.4)."""
+"""Extended options of MS-WDSMT packets (MS-WDSMT 2.2.4), and their list, which MS-WDSMSI shares."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ __all__ = [
     "FW_LEAD_OPTION_LEN",
     "OPTIONS",
     "OPTIONS_COUNT_LEN",
+    "OPTION_LIST",
     "Option",
     "OptionId",
     "capabilities",
@@ -63,13 +64,16 @@ class Option:
 
 
 MAX_OPTIONS = 64
-"""Ten times what the document knows: a stranger's datagram of 14,000 options is not worth reading."""
+"""Ten times what the documents know: a stranger's datagram of 14,000 options is not worth reading."""
+
+OPTION_LIST: Construct = PrefixedArray(
+    ExprValidator(Int16ub, lambda count, context: count <= MAX_OPTIONS),
+    Struct("option_id" / Int16ub, "value" / BYTES_16),
+)
+"""OptionsCount and OptionList, alike in MS-WDSMT 2.2.4 and MS-WDSMSI 2.2.2."""
 
 OPTIONS: Construct = ExprAdapter(
-    PrefixedArray(
-        ExprValidator(Int16ub, lambda count, context: count <= MAX_OPTIONS),
-        Struct("option_id" / Int16ub, "value" / BYTES_16),
-    ),
+    OPTION_LIST,
     decoder=lambda found, context: tuple(Option(each.option_id, each.value) for each in found),
     encoder=lambda options, context: [{"option_id": o.option_id, "value": o.value} for o in options],
 )
