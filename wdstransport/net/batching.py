@@ -40,6 +40,8 @@ from wdstransport.net.slabs import READ_ROOM, Slab, SlabPool
 from wdstransport.wire.batch import Batch
 
 __all__ = [
+    "BATCH_CALLS",
+    "CALL_DATAGRAMS",
     "DATAGRAM_LIMIT",
     "SEGMENT_LIMIT",
     "BatchReader",
@@ -56,6 +58,10 @@ SEGMENT_LIMIT = 64
 """Datagrams per call: what every kernel with UDP_SEGMENT accepts (newer ones accept 128)."""
 DATAGRAM_LIMIT = 65507
 """Bytes per call: the longest payload of an IPv4 UDP packet, which also bounds a segmented one."""
+CALL_DATAGRAMS = 44
+"""Datagrams per call that the server fills: as many of an Ethernet packet's size as DATAGRAM_LIMIT holds."""
+BATCH_CALLS = 8
+"""Calls under one ACK, where the window allows: reading ahead comes in whole multiples of them."""
 
 # A plain number: the enum's own & would cost more than the rest of a read.
 _MSG_TRUNC = int(socket.MSG_TRUNC)

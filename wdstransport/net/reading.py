@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from wdstransport.content.sources import Source
+from wdstransport.net.batching import BATCH_CALLS, CALL_DATAGRAMS
 from wdstransport.net.waiting import Worker
 from wdstransport.wire.batch import SlotBuffer
 from wdstransport.wire.security import Security
@@ -66,7 +67,8 @@ class ReadAhead:
         self._security = security
         self._last_len = source.size - (total_blocks - 1) * block_size if total_blocks else 0
         # Whole multiples of what the sender takes at once.
-        self._slots = max(1, 352 * (_CHUNK_BYTES // (352 * block_size)) or _CHUNK_BYTES // block_size)
+        batch = BATCH_CALLS * CALL_DATAGRAMS
+        self._slots = max(1, batch * (_CHUNK_BYTES // (batch * block_size)) or _CHUNK_BYTES // block_size)
         self._plan_number = 0
         self._cursor: Iterator[tuple[int, int]] = iter(())
         self._chunks: deque[Chunk] = deque()

@@ -12,7 +12,14 @@ import trio
 
 from wdstransport.content.sources import Source
 from wdstransport.errors import ContentError, TransportError
-from wdstransport.net.batching import BatchReader, BatchSender, SlabPool
+from wdstransport.net.batching import (
+    BATCH_CALLS,
+    CALL_DATAGRAMS,
+    DATAGRAM_LIMIT,
+    BatchReader,
+    BatchSender,
+    SlabPool,
+)
 from wdstransport.net.multicast import OpenSocket
 from wdstransport.net.pacing import Pacer
 from wdstransport.net.reading import Chunk, ReadAhead, RepairSet
@@ -234,11 +241,11 @@ class ServerDriver:
         return True
 
     def _batch_limit(self, segment: int) -> int:
-        """Datagrams under one ACK: up to eight calls' worth, an eighth of the window, a burst of the rate."""
-        call = min(44, 65_507 // segment)
+        """Datagrams under one ACK: a batch of full calls, less where the window or the rate is small."""
+        call = min(CALL_DATAGRAMS, DATAGRAM_LIMIT // segment)
         limit = max(1, self.session.window // 8)
         if limit > call:
-            limit = min(limit // call, 8) * call
+            limit = min(limit // call, BATCH_CALLS) * call
         if self._pacer.burst_bytes is not None:
             limit = max(1, min(limit, self._pacer.burst_bytes // (segment + _HEADERS)))
         return limit
