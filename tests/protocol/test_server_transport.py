@@ -905,6 +905,21 @@ def test_kicked_client_that_joins_again_is_told_again_and_stays_removed(server):
     assert server.events() == []
 
 
+def test_program_that_follows_a_kicked_one_at_its_address_is_let_in_after_eight_joins(server):
+    client = server.activate(1, T)
+    server.transport.kick(client, KickReason.FAIL, T)
+    server.events()
+    packet = Join("pc", bytes(4), bytes(6))
+    for turn in range(8):
+        assert server.receive(packet, address(1), T + turn / 2) is DropReason.STATE
+    server.sent()
+    assert server.receive(packet, address(1), T + 4) is None
+    ((answer, to),) = server.sent(JoinAck)
+    assert (answer.client_id != client, to) == (True, address(1))
+    assert not server.clients.kicked
+    assert [event.reason for event in server.events()] == [Gone.KICKED]
+
+
 # ---------------------------------------------------------------------- closing
 
 

@@ -27,9 +27,9 @@ class ServerParameters:
     cleanup_data_list_interval: float = 0.2
     max_no_response_spm: int = 5
     demote_interval: float = 0.5
-    max_demoted_joins: int = 8
-    """JOINs of a demoted client's address that are answered with DEMOTE (deviation 56), four seconds' worth.
-    Whoever still asks then is another program there, which was demoted nowhere."""
+    max_removed_joins: int = 8
+    """JOINs of a removed client's address that are answered with KICK or DEMOTE (deviation 56), four seconds'
+    worth. Whoever still asks then is another program there, which was removed from nowhere."""
 
     qcc_interval: float = 0.25
     """Deviation 14. A QCC brings every client's RTT, loss, progress and how far it is. A client that falls

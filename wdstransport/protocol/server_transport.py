@@ -158,16 +158,18 @@ class ServerTransport:
         if self.closing:
             return DropReason.STATE
         record = self.clients.at(source)
-        if record is not None and record.client_id in self.clients.kicked:
-            self._send_kick()  # it has not heard yet that it is removed; joining again does not undo that
-            return DropReason.STATE
-        if record is not None and record.client_id in self.clients.demoted:
-            if record.join_ack_send_count < self.parameters.max_demoted_joins:
+        kicked = record is not None and record.client_id in self.clients.kicked
+        if record is not None and (kicked or record.client_id in self.clients.demoted):
+            if record.join_ack_send_count < self.parameters.max_removed_joins:
+                # It has not heard yet that it is removed; joining again does not undo that.
                 record.join_ack_send_count += 1
-                self._send_demote()
+                if kicked:
+                    self._send_kick()
+                else:
+                    self._send_demote()
                 return DropReason.STATE
-            # Another program at that address, to which the DEMOTE means nothing (deviation 56).
-            self._forget(record, Gone.DEMOTED)
+            # Another program at that address, to which KICK and DEMOTE mean nothing (deviation 56).
+            self._forget(record, Gone.KICKED if kicked else Gone.DEMOTED)
             record = None
         if record is None:
             if len(self.clients.active) >= self.parameters.max_clients:
@@ -356,6 +358,7 @@ class ServerTransport:
         if record is None:
             return False
         record.kick_reason = reason
+        record.join_ack_send_count = 0
         # A timer that runs on for an empty list (3.1.6.3) is no reason to let this client wait for it.
         waiting = bool(self.clients.kicked)
         self.clients.kick(record)
