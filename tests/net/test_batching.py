@@ -308,16 +308,6 @@ def test_retries_after_blocking_send_each_datagram_exactly_once(scripted, data, 
     assert refused <= len(blocks_at)
 
 
-def test_forgotten_batch_starts_from_its_beginning(scripted):
-    sock = scripted(None, errno.EAGAIN)
-    sender = BatchSender(sock, False)
-    data = b"aabb"
-    assert not sender.send(data, 2, PEER)
-    sender.forget()
-    assert sender.send(data, 2, PEER)
-    assert sock.sent == [b"aa", b"aa", b"bb"]
-
-
 def test_unfinished_batch_to_somebody_else_starts_from_its_beginning(scripted):
     sock = scripted(None, errno.EAGAIN)
     sender = BatchSender(sock, False)

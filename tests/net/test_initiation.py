@@ -124,6 +124,14 @@ class TestListener:
         assert door.asked == [(REQUEST, asker.getsockname(), HOST)]
         await until(lambda: door.listener.requests == 1)
 
+    async def test_requests_from_many_ports_of_one_address_are_limited_together(self, door):
+        sent = 5 * int(door.listener._limiter._burst)
+        for _ in range(sent):
+            with udp() as sock:
+                await sock.sendto(encode(REQUEST), (HOST, door.port))
+        await until(lambda: len(door.asked) + door.listener.dropped["too_many_requests"] == sent)
+        assert door.listener.dropped["too_many_requests"] > 0
+
     async def test_a_request_with_names_as_long_as_paths_can_be_is_read_whole(self, door, asker):
         request = Request("images", "/".join(["x" * 255] * 15), bytes(6))
         answer, _ = await ask(asker, door.port, encode(request))

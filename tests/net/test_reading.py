@@ -180,6 +180,15 @@ async def test_what_was_sent_last_is_not_read_over_while_it_may_still_be_leaving
         assert bytes(chunk.buffer.payload[0]) == before
 
 
+async def test_what_was_sent_last_may_still_be_leaving_when_the_next_round_begins():
+    async with Reader(image(5000), 1000) as reader:
+        chunk = await reader.head(1, [(1, 5)])
+        chunk.sent = chunk.count
+        following = await reader.head(2, [(2, 5)])
+        assert following.plan_number == 2
+        assert following.buffer is not chunk.buffer
+
+
 async def test_repairs_of_what_was_just_sent_come_from_memory_at_once():
     async with Reader(image(10_001), 1000) as reader:
         await reader.drain(1, [(1, 11)])

@@ -15,10 +15,11 @@ from wdstransport.content.sources import MemorySource
 from wdstransport.errors import SourceChangedError
 from wdstransport.net.interfaces import find_interface
 from wdstransport.net.multicast import open_server_socket
-from wdstransport.net.reading import RepairSet
+from wdstransport.net.reading import Chunk, RepairSet
 from wdstransport.net.server_driver import ServerDriver
 from wdstransport.protocol.events import ClientActive, ClientGone, Gone, SendingBegan
 from wdstransport.protocol.parameters import ServerParameters
+from wdstransport.protocol.server_data import ODataRun
 from wdstransport.protocol.server_session import ServerSession
 from wdstransport.wire.application import Data
 from wdstransport.wire.application import decode as decode_application
@@ -200,30 +201,128 @@ async def test_repair_has_the_number_that_its_block_was_sent_under(start, nurser
     assert repairs == {(3, 8), (4, 9)}
 
 
+class RepairDesk:
+    """A driver and one set of repairs of eight bytes each, sent without a socket."""
+
+    def __init__(self, driver, items, *, trail=1, master=6, burst_bytes=None):
+        self.driver = driver
+        self.sent = []
+        self.given_back = []
+        self.buffer = SlotBuffer(len(items), 8, session_id=5, security=driver._security, fw_lead=False)
+        for payload, (_, block) in zip(self.buffer.payload, items, strict=True):
+            payload[:] = bytes([block]) * 8
+        self.repair = RepairSet(items, self.buffer)
+        read = [self.repair]
+        self._ahead = SimpleNamespace(
+            repairs=lambda: read.pop() if read else None, give_back=self.given_back.append
+        )
+        self.session = SimpleNamespace(trail=trail, master_client_id=master)
+        self._pacer = SimpleNamespace(burst_bytes=burst_bytes, spend=lambda *_: None)
+
+    def send(self):
+        """What one call sends: header and packet of each datagram; None when there was nothing to send."""
+        driver, sent = self.driver, []
+        kept = driver.session, driver._pacer
+        driver.session, driver._pacer = self.session, self._pacer
+        driver._put = lambda datagrams, segment, to: sent.append(Batch(bytes(datagrams), segment, HOST))
+        went = driver._send_repairs(self._ahead, 1.0)
+        driver.session, driver._pacer = kept
+        del driver._put
+        if not went:
+            assert not sent
+            return None
+        return [decode(each, session_id=5, security=driver._security) for b in sent for each in b.datagrams()]
+
+
 @pytest.mark.parametrize(("trail", "numbers"), [(1, [7, 3, 9, 5]), (5, [7, 9, 5]), (9, [9]), (10, [])])
 async def test_repair_that_the_trail_has_passed_since_it_was_read_is_not_sent(start, trail, numbers):
-    driver, sent, back = start().driver, [], []
-    items = [(7, 17), (3, 13), (9, 19), (5, 15)]
-    buffer = SlotBuffer(4, 8, session_id=5, security=driver._security, fw_lead=False)
-    for payload, (_, block) in zip(buffer.payload, items, strict=True):
-        payload[:] = bytes([block]) * 8
-    repair = RepairSet(items, buffer)
-    session, driver.session = driver.session, SimpleNamespace(trail=trail, master_client_id=1)
-    driver._put = lambda datagrams, segment, to: sent.append(Batch(datagrams, segment, HOST))
-    ahead = SimpleNamespace(repairs=lambda: repair, give_back=back.append)
-    assert driver._send_repairs(ahead, 1.0)
-    held, driver._repair, driver.session = driver._repair, None, session
-    del driver._put
-    found = [
-        decode(each, session_id=5, security=driver._security)[1]
-        for batch in sent
-        for each in batch.datagrams()
-    ]
+    desk = RepairDesk(start().driver, [(7, 17), (3, 13), (9, 19), (5, 15)], trail=trail)
+    pairs = desk.send()
+    assert {(header.sender_time, each.client_id) for header, each in pairs} <= {(1000, 6)}
+    found = [each for _, each in pairs]
     assert [(each.odata_seq_no, each.trail_odata_seq_no) for each in found] == [(n, trail) for n in numbers]
     blocks = [decode_application(each.data) for each in found]
     assert blocks == [Data(n + 10, bytes([n + 10]) * 8) for n in numbers]
-    assert (held, back) == ((repair, []) if numbers else (None, [repair]))
-    assert driver.repair_bytes == 8 * len(numbers)
+    assert desk.given_back == [], "what was sent last may still be leaving"
+    assert desk.send() is None
+    assert desk.given_back == [desk.repair]
+    assert desk.driver.repair_bytes == 8 * len(numbers)
+
+
+async def test_repairs_of_a_set_leave_in_bursts_that_the_rate_allows(start):
+    items = [(number, number + 10) for number in (8, 2, 9, 1, 7, 3, 6)]
+    desk = RepairDesk(start().driver, items)
+    desk._pacer.burst_bytes = 3 * (desk.buffer.segment + 28)
+    bursts = []
+    while (pairs := desk.send()) is not None:
+        bursts.append([each.odata_seq_no for _, each in pairs])
+        desk.session.trail = 3
+        assert all(
+            decode_application(each.data) == Data(each.odata_seq_no + 10, bytes([each.odata_seq_no + 10]) * 8)
+            for _, each in pairs
+        )
+    assert bursts == [[8, 2, 9], [7, 3], [6]]
+    assert desk.given_back == [desk.repair]
+
+
+async def test_repairs_that_no_master_could_acknowledge_are_not_sent(start):
+    desk = RepairDesk(start().driver, [(7, 17), (3, 13)], master=0)
+    assert desk.send() == []
+    assert desk.send() is None
+    assert desk.given_back == [desk.repair]
+
+
+async def test_data_names_the_master_and_the_time_in_milliseconds(start):
+    driver, sent = start().driver, []
+    buffer = SlotBuffer(2, 8, session_id=5, security=driver._security, fw_lead=True)
+    for payload in buffer.payload:
+        payload[:] = b"contents"
+    chunk = Chunk(1, 1, 2, buffer, ready=True)
+    session = driver.session
+    run = ODataRun(first_seq=11, first_block=1, count=2, previous_lead=10)
+    driver.session = SimpleNamespace(
+        trail=4, master_client_id=6, window=16, take_odata=lambda limit, now: run if limit == 2 else None
+    )
+    driver._put = lambda datagrams, segment, to: sent.append(Batch(datagrams, segment, HOST))
+    driver._repairs_owed = 3
+    assert driver._send_data(SimpleNamespace(head=lambda: chunk), 1.5)
+    driver.session = session
+    del driver._put
+    (batch,) = sent
+    pairs = [decode(each, session_id=5, security=driver._security) for each in batch.datagrams()]
+    assert [header.sender_time for header, _ in pairs] == [1500, 1500]
+    assert [(each.client_id, each.odata_seq_no, each.trail_odata_seq_no) for _, each in pairs] == [
+        (6, 11, 4),
+        (6, 12, 4),
+    ]
+    assert (chunk.sent, driver.data_bytes, driver._repairs_owed) == (2, 16, 1)
+
+
+@pytest.mark.parametrize(
+    ("window", "burst", "segment", "datagrams"),
+    [
+        (1, None, 1472, 1),
+        (15, None, 1472, 1),
+        (16, None, 1472, 2),
+        (352, None, 1472, 44),
+        (8 * 87, None, 1472, 44),
+        (8 * 88, None, 1472, 88),
+        (16384, None, 1472, 352),
+        (16384, None, 9000, 56),
+        (16384, 1500 * 10, 1472, 10),
+        (16384, 1500 * 10 - 1, 1472, 9),
+        (16384, 1, 1472, 1),
+    ],
+)
+async def test_a_batch_is_an_eighth_of_the_window_in_whole_calls_and_within_the_burst(
+    start, window, burst, segment, datagrams
+):
+    driver = start().driver
+    session, driver.session = driver.session, SimpleNamespace(window=window)
+    pacer, driver._pacer = driver._pacer, SimpleNamespace(burst_bytes=burst)
+    limit = driver._batch_limit(segment)
+    driver.session, driver._pacer = session, pacer
+    assert limit == datagrams
 
 
 async def test_repairs_cost_the_rate_what_they_weigh(start, nursery):
@@ -245,14 +344,47 @@ async def test_repairs_cost_the_rate_what_they_weigh(start, nursery):
     assert budget.spent > test.driver.data_bytes + test.driver.repair_bytes
 
 
-async def test_repairs_go_first_but_never_twice_before_data(start):
+async def test_after_repairs_as_much_data_leaves_before_the_next(start):
     driver, sent = start().driver, []
-    driver._send_repairs = lambda *_: sent.append("repairs") or True
-    driver._send_data = lambda *_: sent.append("data") or True
-    while len(sent) < 4:
+
+    def repairs(*_):
+        sent.append("repairs")
+        driver._repairs_owed += 3
+        return True
+
+    def data(*_):
+        sent.append("data")
+        driver._repairs_owed -= 1
+        return True
+
+    driver._send_repairs, driver._send_data = repairs, data
+    while len(sent) < 6:
         assert driver._send(SimpleNamespace(repairs_reading=0), trio.current_time())
     del driver._send_repairs, driver._send_data
-    assert sent[:4] == ["repairs", "data", "repairs", "data"]
+    assert sent == ["repairs", "data", "data", "data", "repairs", "data"]
+
+
+async def test_repairs_wait_for_no_data_where_none_may_leave(start):
+    driver, sent = start().driver, []
+
+    def repairs(*_):
+        sent.append("repairs")
+        driver._repairs_owed += 3
+        return True
+
+    def data(*_):
+        sent.append("data")
+        driver._repairs_owed -= 1
+        return True
+
+    driver._send_repairs, driver._send_data = repairs, lambda *_: False
+    while len(sent) < 3:
+        assert driver._send(SimpleNamespace(repairs_reading=0), trio.current_time())
+    driver._send_data = data
+    while len(sent) < 7:
+        assert driver._send(SimpleNamespace(repairs_reading=0), trio.current_time())
+    del driver._send_repairs, driver._send_data
+    assert sent == [*["repairs"] * 3, *["data"] * 3, "repairs"], "one set is made up for, not three"
 
 
 async def test_blocks_that_come_too_late_for_repairs_come_in_another_round(start, nursery):
@@ -293,7 +425,60 @@ async def test_a_socket_that_is_full_delays_and_loses_nothing(start, nursery):
     assert calls["refused"] > 10
 
 
+def sleeps(driver):
+    """Until when the driver sleeps, each time."""
+    found = []
+    wait = driver._waiter.wait
+
+    async def noted(deadline, **options):
+        found.append(deadline)
+        await wait(deadline, **options)
+
+    driver._waiter.wait = noted
+    return found
+
+
+async def test_the_driver_sleeps_until_the_rate_lets_the_next_data_out(start, nursery):
+    test = start(rate=400_000.0)
+    until_then = sleeps(test.driver)
+    player = await test.player(nursery)
+    ready = set()
+    pacer = test.driver._pacer
+
+    def noted(now):
+        moment = pacer.ready_at(now)
+        ready.add(moment)
+        return moment
+
+    test.driver._pacer = SimpleNamespace(burst_bytes=pacer.burst_bytes, spend=pacer.spend, ready_at=noted)
+    await until(lambda: player.complete)
+    assert ready & set(until_then)
+
+
 class TestTheEnd:
+    async def test_the_driver_sleeps_no_longer_than_a_closing_session_has_patience(self, start, nursery):
+        test = start()
+        until_then = sleeps(test.driver)
+        await test.player(nursery)
+        await test.events.wait(ClientActive)
+        test.driver.close(trio.current_time(), patience=0.05)
+        await test.over()
+        assert test.driver._closing_at in until_then
+
+    async def test_what_the_socket_has_not_taken_leaves_before_the_session_ends(self, start):
+        test = start()
+        refused, sent = [], []
+
+        def reluctant(datagram, *_):
+            (refused if len(refused) < 20 else sent).append(datagram)
+            return bool(sent)
+
+        test.driver.sender.send = reluctant
+        test.driver._unsent = (b"last words", 10, (GROUP, 9))
+        test.driver.close(trio.current_time(), patience=0.0)
+        await test.over()
+        assert sent[0] == b"last words"
+
     async def test_closing_kicks_everybody_and_ends_when_they_have_left(self, start, nursery):
         test = start()
         one, two = await test.player(nursery), await test.player(nursery)

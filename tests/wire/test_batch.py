@@ -236,6 +236,34 @@ def test_some_of_the_slots_are_filled_without_touching_the_others(mode):
     assert second == declared(security, 3, 32, first_seq=52, first_block=22, previous=51, **fields)
 
 
+def test_slots_that_are_filled_again_say_nothing_of_before():
+    security = ChecksumSecurity()
+    slots = SlotBuffer(4, 32, session_id=SESSION, security=security, fw_lead=True)
+    for place, view in enumerate(slots.payload):
+        view[:] = block_of(20 + place, 32)
+
+    def fill(count, first_seq, trail, sender_time):
+        return slots.fill(
+            0,
+            count,
+            op_code=OpCode.ODATA,
+            sender_time=sender_time,
+            client_id=7,
+            odata_seq_no=np.arange(first_seq, first_seq + count, dtype=np.uint64),
+            trail_odata_seq_no=trail,
+            block_number=np.arange(20, 20 + count, dtype=np.uint64),
+            previous_lead=first_seq - 1,
+        )
+
+    fill(2, first_seq=90, trail=60, sender_time=5)
+    for first_seq, trail, sender_time in ((50, 41, 9), (54, 40, 8)):
+        fields = {"master": 7, "trail": trail, "sender_time": sender_time}
+        again = bytes(fill(4, first_seq, trail, sender_time))
+        assert again == declared(
+            security, 4, 32, first_seq=first_seq, first_block=20, previous=first_seq - 1, **fields
+        )
+
+
 def test_repairs_may_have_any_numbers():
     security = ChecksumSecurity()
     slots = SlotBuffer(3, 8, session_id=SESSION, security=security, fw_lead=False)

@@ -293,6 +293,10 @@ def test_sec_mode_names_the_client_and_the_server(value, client, server):
     assert parse_sec_mode(build_sec_mode(client, server)) == (client, server)
 
 
+def test_sec_mode_has_the_clients_mode_in_its_low_half():
+    assert build_sec_mode(SecurityMode.HASH, SecurityMode.SIGN) == 0x00020001
+
+
 @pytest.mark.parametrize("value", [0x00020002, 0x00010000, 0x00030001, 0x00040004, 1, 2**32 - 1, 2**40])
 def test_sec_mode_outside_the_table_is_refused(value):
     with pytest.raises(WireError, match="SecMode"):

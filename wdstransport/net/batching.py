@@ -295,10 +295,6 @@ class BatchSender:
             return self._send_in_parts(buffer, segment, destination, error)
         return self._send_in_parts(buffer, segment, destination, None)
 
-    def forget(self) -> None:
-        """Drop the rest of a batch whose `send` returned False, before its buffer is filled anew."""
-        self._unfinished = None
-
     def _prepare(self, segment: int) -> None:
         if not 0 < segment <= DATAGRAM_LIMIT:
             raise UsageError(f"a datagram has 1 to {DATAGRAM_LIMIT} bytes, not {segment}")

@@ -382,5 +382,4 @@ class ClientDriver:
             datagrams = [datagram for datagram in datagrams if not self._lossy.loses()]
         # A batch of repairs is acknowledged packet by packet (MS-WDSMT 2.2.17): its ACKs leave in one call.
         for length, alike in groupby(datagrams, len):
-            if not self._sender.send(b"".join(alike), length, self.session.server):
-                self._sender.forget()
+            self._sender.send(b"".join(alike), length, self.session.server)

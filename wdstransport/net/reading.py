@@ -37,10 +37,11 @@ class Chunk:
 
 @dataclass(slots=True)
 class RepairSet:
-    """Blocks to be sent again, each under its sequence number; all of one length."""
+    """Blocks to be sent again, each under its sequence number; all of one length; `sent` of them are done."""
 
     items: list[tuple[int, int]]
     buffer: SlotBuffer
+    sent: int = 0
 
 
 class ReadAhead:

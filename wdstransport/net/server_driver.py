@@ -90,7 +90,7 @@ class ServerDriver:
         self._unsent: tuple[bytes | memoryview, int, Address] | None = None
         self._control: list[tuple[bytes, Address | None]] = []
         self._repair: RepairSet | None = None
-        self._repaired_last = False
+        self._repairs_owed = 0  # datagrams of data, for repairs that went first
         self._closing_at = math.inf
 
     def wake(self) -> None:
@@ -132,7 +132,6 @@ class ServerDriver:
         now = trio.current_time()
         self.session.close(KickReason.FAIL, now)
         self._unsent = None
-        self.sender.forget()
         with suppress(OSError):
             self._send_control(now)
 
@@ -219,13 +218,13 @@ class ServerDriver:
         for _ in range(_SENDS_A_TURN):
             if self._pacer.ready_at(now) > now:
                 return sent
-            # Repairs go first, but never twice before data: a member that wants everything again all the
-            # time leaves the others half of the rate.
-            repaired = not self._repaired_last and self._send_repairs(ahead, now)
-            if not repaired and not self._send_data(ahead, now) and not self._send_repairs(ahead, now):
-                self._repaired_last = False
-                return sent
-            self._repaired_last = repaired
+            # Repairs go first, and then as much data before the next: a member that wants everything again
+            # all the time leaves the others half of the rate.
+            repaired = not self._repairs_owed and self._send_repairs(ahead, now)
+            if not repaired and not self._send_data(ahead, now):
+                self._repairs_owed = 0
+                if not self._send_repairs(ahead, now):
+                    return sent
             sent = True
             if self._unsent is not None:
                 return False
@@ -246,9 +245,12 @@ class ServerDriver:
         limit = max(1, self.session.window // 8)
         if limit > call:
             limit = min(limit // call, BATCH_CALLS) * call
-        if self._pacer.burst_bytes is not None:
-            limit = max(1, min(limit, self._pacer.burst_bytes // (segment + _HEADERS)))
-        return limit
+        return self._within_burst(limit, segment)
+
+    def _within_burst(self, limit: int, segment: int) -> int:
+        if self._pacer.burst_bytes is None:
+            return limit
+        return max(1, min(limit, self._pacer.burst_bytes // (segment + _HEADERS)))
 
     def _send_data(self, ahead: ReadAhead, now: float) -> bool:
         chunk: Chunk | None = ahead.head()
@@ -271,6 +273,7 @@ class ServerDriver:
             previous_lead=run.previous_lead,
         )
         chunk.sent += run.count
+        self._repairs_owed = max(0, self._repairs_owed - run.count)
         self.data_bytes += run.count * chunk.buffer.block_len
         # A round goes upwards, and who wants the image misses what was never sent: up to the farthest block
         # all were. Where programs ask for ranges of it, this is an upper bound, without a bit for each block.
@@ -284,23 +287,25 @@ class ServerDriver:
         return True
 
     def _send_repairs(self, ahead: ReadAhead, now: float) -> bool:
-        """Send a set of repairs that is read; its buffer is free once the next set's turn comes."""
-        if self._repair is not None:
-            ahead.give_back(self._repair)
-            self._repair = None
-        repair = ahead.repairs()
+        """Send a burst of repairs of a set that is read; the call after its last frees the set's buffer."""
+        repair = self._repair
+        if repair is not None and repair.sent == len(repair.items):
+            ahead.give_back(repair)
+            repair = None
+        repair = self._repair = repair or ahead.repairs()
         if repair is None:
             return False
         if not self.session.master_client_id:
-            ahead.give_back(repair)  # read before the master went: QCC state sends no data
+            repair.sent = len(repair.items)  # read before the master went: QCC state sends no data
             return True
-        numbers = self._still_wanted(repair)
+        first = repair.sent
+        repair.sent += self._within_burst(len(repair.items) - first, repair.buffer.segment)
+        numbers = self._still_wanted(repair, first)
         count = len(numbers)
         if not count:
-            ahead.give_back(repair)
             return True
         datagrams = repair.buffer.fill(
-            0,
+            first,
             count,
             op_code=OpCode.RDATA,
             sender_time=int(now * 1000),
@@ -309,22 +314,22 @@ class ServerDriver:
             trail_odata_seq_no=self.session.trail,
             block_number=numbers[:, 1],
         )
-        self._repair = repair
+        self._repairs_owed += count
         self.repair_bytes += count * repair.buffer.block_len
         self._pacer.spend(len(datagrams) + count * _HEADERS, now)
         self._put(datagrams, repair.buffer.segment, self.group)
         return True
 
-    def _still_wanted(self, repair: RepairSet) -> npt.NDArray[np.uint64]:
-        """Sequence numbers and blocks of a set, its first slots; those that were forgotten meanwhile go.
+    def _still_wanted(self, repair: RepairSet, first: int) -> npt.NDArray[np.uint64]:
+        """Sequence numbers and blocks from slot `first` to `sent`; those that were forgotten meanwhile go.
 
         While they were read the Data Packet List's head may have moved on (MS-WDSMT 3.1.6.7). What is not in
         the list is not sent again (3.1.5.9.6): its number would lie below the Trail that it carries.
         """
-        numbers = np.array(repair.items, dtype=np.uint64)
+        numbers = np.array(repair.items[first : repair.sent], dtype=np.uint64)
         kept = np.flatnonzero(numbers[:, 0] >= self.session.trail)
         if len(kept) == len(numbers):
             return numbers
         for to, place in enumerate(kept.tolist()):
-            repair.buffer.payload[to][:] = repair.buffer.payload[place]
+            repair.buffer.payload[first + to][:] = repair.buffer.payload[first + place]
         return numbers[kept]
