@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 import socket
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -303,8 +304,9 @@ class TestLeaving:
     async def test_a_cancellation_says_leave_also_where_round_trips_are_long(self, start, monkeypatch):
         monkeypatch.setattr(client_driver, "_FAREWELL", 0.05)
         test = start(seed=3)
-        await test.server.admit(max_nack_back_off=60_000)
+        await test.server.admit()
         await wait_all_tasks_blocked()
+        test.session.transport.data.max_nack_back_off = 1e6
         test.scope.cancel()
         await test.over()
         assert any(isinstance(packet, Leave) for packet in test.server.taken())
@@ -505,6 +507,34 @@ class TestStorage:
         assert sorted(test.shelf.blocks) == [1, 3, 4, 8, 9]
         assert test.driver._reached == 9
 
+    async def test_what_the_last_round_reached_does_not_bound_the_next(self, start):
+        test = start(image(100 * BLOCK), cache_bytes=40 * BLOCK)
+        driver, transport = test.driver, test.session.transport
+        test.session.application.horizon = 50
+        assert not driver._beyond_reach()
+        driver._reached = 45
+        assert driver._beyond_reach()
+        transport._last_poll_seq_no += 1
+        assert not driver._beyond_reach()
+
+    async def test_a_disk_stands_still_only_since_there_was_something_to_store(self, start, monkeypatch):
+        monkeypatch.setattr(client_driver, "_GLIMPSE", math.inf)
+        driver = start().driver
+        driver._room = driver.session.cache_size + 1
+        driver._stored_at = 100.0
+        stall = client_driver._STALL
+        assert [driver._may_read(200 + late) for late in (0, 0.9 * stall, stall)] == [False, False, True]
+
+    async def test_while_storing_is_behind_control_packets_are_looked_for_now_and_then(
+        self, start, monkeypatch
+    ):
+        monkeypatch.setattr(client_driver, "_STALL", math.inf)
+        driver = start().driver
+        driver._room = driver.session.cache_size + 1
+        glimpse = client_driver._GLIMPSE
+        times = (0, 0.9 * glimpse, glimpse, 1.9 * glimpse, 2 * glimpse)
+        assert [driver._may_read(200 + late) for late in times] == [False, False, True, False, True]
+
     async def test_blocks_beyond_the_horizon_are_left_for_later(self, start):
         test = start()
         test.session.application.horizon = test.shelf.limit = 4
@@ -611,6 +641,14 @@ async def test_losing_on_purpose_loses_both_ways(start):
     await test.server.say(spm(test, 1, master=77, lead=300))
     await until(lambda: test.driver._lossy.lost > 50)
     assert 0 < len(test.shelf.blocks) < 300
+
+
+async def test_losing_on_purpose_loses_what_the_client_says(start):
+    test = start(drop_share=0.5)
+    asked = []
+    test.driver._lossy = SimpleNamespace(loses=lambda: asked.append(1) or True, thin=lambda batch: (batch,))
+    await until(lambda: asked)
+    assert test.driver._sender.calls == 0
 
 
 async def test_who_watches_is_called_when_it_asked_to_be(start):
