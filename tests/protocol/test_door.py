@@ -12,6 +12,7 @@ from wdstransport.wire.transport import (
     DropReason,
     Join,
     JoinAck,
+    KickReason,
     Leave,
     LeaveReason,
     Nack,
@@ -126,6 +127,23 @@ def test_the_numbers_a_nack_makes_the_server_look_at_are_charged():
     for _ in range(2):
         script.hear(Nack(one, 1, 0, EVERYTHING), 10, now)
     assert script.session.dropped == {"too_many_nacks": 1}
+
+
+def test_a_removed_client_s_nacks_have_a_share_too():
+    script = ServerWire(nack_work_per_second=1.0, nack_work_burst=10.0, nack_own_work=20.0)
+    (one,), now = sending(script, 10)
+    nack = Nack(one, 1, 0, ((1, 5),))
+    script.hear(nack, 10, now)
+    script.transport.kick(one, KickReason.FAIL, now)
+    script.hear(nack, 10, now)
+    assert script.session.dropped == {"too_many_nacks": 1}
+
+
+def test_a_part_of_a_join_is_not_enough():
+    script = ServerWire(joins_per_second=1.0, join_burst=1.0)
+    for number, later in ((10, 0.0), (11, 0.5)):
+        script.hear(Join("pc", bytes(4), bytes(6)), number, T + later)
+    assert script.session.dropped == {"too_many_joins": 1}
 
 
 def test_a_client_beyond_its_share_of_nacks_is_heard_in_everything_else():

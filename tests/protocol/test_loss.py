@@ -72,6 +72,7 @@ def test_wire_carries_the_rate_times_ten_to_the_sixteenth():
     assert scaled_loss(0.0) == 0
     assert scaled_loss(0.25) == 25 * 10**14
     assert scaled_loss(1.0) == 10**16
+    assert scaled_loss(1.6e-16) == 2
     assert scaled_loss(1.5) == 10**16
     assert scaled_loss(-0.5) == 0
 

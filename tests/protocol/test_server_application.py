@@ -351,7 +351,7 @@ def test_blocks_of_which_a_round_brought_nobody_any_are_sent_again_after_a_wait_
             script.answer(1, [(1, 9)], script.due())
             script.due()
         assert script.state is ApplicationState.DATA
-        assert len(script.below.given) == turn + 1
+        assert script.application.rounds == len(script.below.given) == turn + 1
         now = decided + 50
         script.application.data_empty(now)
     first, longest = script.parameters.empty_query_wait, script.parameters.max_empty_query_wait

@@ -456,6 +456,18 @@ def test_zero_nack_cuts_the_window_and_repairs_nothing(alone):
     assert alone.repairs() == []
 
 
+def test_zero_nack_cuts_the_window_again_only_for_what_was_sent_since(alone):
+    alone.open_window(alone.master, T + 2)
+    alone.data.window.size = 64
+    lead = alone.data.mc_lead
+    alone.nack(alone.master, [], T + 3, hi=lead)
+    alone.data.mc_lead += 5
+    alone.nack(alone.master, [], T + 4, hi=lead)
+    assert alone.data.window.size == 48
+    alone.nack(alone.master, [], T + 5, hi=lead + 5)
+    assert alone.data.window.size == 36
+
+
 def test_zero_nack_is_confirmed_with_an_empty_ncf(alone):
     alone.nack(alone.master, [], T + 3)
     assert alone.sent(Ncf) == [(Ncf(()), None)]
@@ -571,6 +583,24 @@ def test_nack_costs_its_client_what_it_makes_the_server_look_at_and_nothing_for_
     server.send_all(T + 2)
     server.nack(server.master, [(1, 500)], T + 3)
     assert work.left(T + 3) == 959
+
+
+def test_nack_costs_its_client_its_own_price_in_qcc_state_too():
+    server = Round(nack_work_per_second=0.0, nack_work_burst=1000.0, nack_own_work=20.0)
+    server.transport.enter_qcc(T + 2)
+    assert server.nack(server.master, [(1, 500)], T + 2) is DropReason.STATE
+    assert server.clients.active[server.master].nack_work.left(T + 2) == 980
+
+
+def test_nack_costs_nothing_for_packets_that_left_within_four_round_trips():
+    server = Round(nack_work_per_second=0.0, nack_work_burst=1000.0, nack_own_work=20.0)
+    server.open_window(server.master, T + 2)
+    server.data.mcrtt = 0.1
+    server.data.take_odata(50, T + 2.0)
+    first = server.data.mc_lead - 49
+    server.data.take_odata(10, T + 2.3)
+    server.nack(server.master, [(first, first + 59)], T + 2.41)
+    assert server.clients.active[server.master].nack_work.left(T + 2.41) == 1000 - 20 - 50
 
 
 def test_queue_of_repairs_is_bounded():
@@ -691,6 +721,16 @@ def test_round_is_not_over_before_everything_is_acknowledged(alone):
 def test_round_with_others_is_over_when_the_last_packet_is_a_second_old(pair):
     pair.data.give([(1, 50)])
     finish(pair, T + 2)
+    pair.data.cleanup_timer(T + 2.999)
+    assert empties(pair) == []
+    pair.data.cleanup_timer(T + 3)
+    assert empties(pair) == [T + 3]
+
+
+def test_round_with_others_is_over_a_second_after_its_last_packet_whenever_that_was_acknowledged(pair):
+    pair.data.give([(1, 1)])
+    pair.send_all(T + 2)
+    pair.ack(pair.master, 1, T + 2.6)
     pair.data.cleanup_timer(T + 2.999)
     assert empties(pair) == []
     pair.data.cleanup_timer(T + 3)
@@ -872,6 +912,13 @@ def test_client_within_the_window_does_not_become_the_master(narrow):
     assert narrow.data.mc_trail == 200
 
 
+def test_client_behind_a_window_that_losses_made_small_does_not_become_the_master(narrow):
+    slow, now = behind_in_steps(narrow)
+    narrow.data.window.size = 10
+    report(narrow, slow, 160, now)
+    assert narrow.data.master_client_id == narrow.master
+
+
 def test_master_that_reports_how_far_behind_it_is_stays_where_it_is(narrow):
     _, now = behind_in_steps(narrow)
     report(narrow, narrow.master, 100, now)
@@ -969,7 +1016,7 @@ def behind_in_steps(server):
 
 def test_nack_that_changes_the_master_sets_the_window_to_what_the_new_one_has(narrow):
     slow, now = behind_in_steps(narrow)
-    narrow.nack(slow, ((121, 125),), now, loss=10**15, hi=199)
+    narrow.nack(slow, ((121, 125), (150, 151)), now, loss=10**15, hi=199)
     assert narrow.data.master_client_id == slow
     assert narrow.data.mc_trail == 120
 

@@ -146,6 +146,12 @@ def test_what_is_for_one_goes_to_one_and_the_rest_to_the_group(server):
     assert {type(packet): to for packet, _, to in server.sent(now)} == {Spm: None, Poll: None, Kick: None}
 
 
+def test_what_the_transport_saw_is_told_before_what_the_application_made_of_it(server):
+    server.session.transport.events.append(Terminated())
+    server.session.application.events.append(SendingBegan(1))
+    assert server.session.take_events() == [Terminated(), SendingBegan(1)]
+
+
 def test_sender_time_is_the_time_of_leaving(server):
     server.hear(Join("pc", bytes(4), b""), 1, T)
     ((_, sent_at, _),) = server.sent(T + 0.5)

@@ -905,6 +905,59 @@ def test_kicked_client_that_joins_again_is_told_again_and_stays_removed(server):
     assert server.events() == []
 
 
+def test_client_has_the_name_of_its_last_join(server):
+    client = server.join(1, T, name="old")
+    assert server.join(1, T + 1, name="new") == client
+    assert server.clients.pending[client].name == "new"
+
+
+def test_client_that_confirms_gives_back_every_join_ack_it_took():
+    server = ServerScript(join_acks_unanswered=10)
+    for _ in range(3):
+        client = server.join(1, T)
+    assert server.transport._join_acks.left(T) == 7
+    server.qcr(client, T)
+    assert server.transport._join_acks.left(T) == 10
+
+
+def test_join_ack_that_was_not_sent_is_not_given_back():
+    server = ServerScript(join_acks_unanswered=2)
+    waiting = [server.join(1, T), server.join(2, T)]
+    server.sent()
+    assert server.receive(Join("late", bytes(4), bytes(6)), address(3), T) is None
+    assert server.sent(JoinAck) == []
+    (late,) = set(server.clients.pending) - set(waiting)
+    server.where[late] = address(3)
+    server.qcr(late, T)
+    assert server.transport._join_acks.left(T) == 0
+
+
+def test_join_acks_are_repeated_in_the_order_in_which_clients_joined(server):
+    server.join(1, T)
+    server.join(2, T + 0.2)
+    assert server.transport.next_deadline() == T + 0.5
+
+
+def test_join_ack_in_the_data_state_has_the_back_offs_of_the_last_spm(server):
+    server.data_state(*range(1, 21))
+    server.data.mcrtt = 0.015
+    server.data._send_spm(T + 2)
+    server.sent()
+    server.join(30, T + 2)
+    ((answer, _),) = server.sent(JoinAck)
+    assert (answer.min_nack_back_off, answer.max_nack_back_off) == (30, 34)
+
+
+def test_closing_session_in_qcc_state_asks_nobody_any_more(server):
+    server.activate(1, T)
+    assert server.transport.state is ServerState.QCC
+    server.transport.close(KickReason.FAIL, T)
+    server.sent()
+    for turn in range(20):
+        server.transport.handle_timers(T + turn)
+    assert server.sent(Qcc) == []
+
+
 def test_program_that_follows_a_kicked_one_at_its_address_is_let_in_after_eight_joins(server):
     client = server.activate(1, T)
     server.transport.kick(client, KickReason.FAIL, T)

@@ -242,16 +242,16 @@ def test_slots_that_are_filled_again_say_nothing_of_before():
     for place, view in enumerate(slots.payload):
         view[:] = block_of(20 + place, 32)
 
-    def fill(count, first_seq, trail, sender_time):
+    def fill(count, first_seq, trail, sender_time, start=0):
         return slots.fill(
-            0,
+            start,
             count,
             op_code=OpCode.ODATA,
             sender_time=sender_time,
             client_id=7,
             odata_seq_no=np.arange(first_seq, first_seq + count, dtype=np.uint64),
             trail_odata_seq_no=trail,
-            block_number=np.arange(20, 20 + count, dtype=np.uint64),
+            block_number=np.arange(20 + start, 20 + start + count, dtype=np.uint64),
             previous_lead=first_seq - 1,
         )
 
@@ -262,6 +262,9 @@ def test_slots_that_are_filled_again_say_nothing_of_before():
         assert again == declared(
             security, 4, 32, first_seq=first_seq, first_block=20, previous=first_seq - 1, **fields
         )
+    fields = {"master": 7, "trail": 39, "sender_time": 7}
+    again = bytes(fill(2, first_seq=30, trail=39, sender_time=7, start=1))
+    assert again == declared(security, 2, 32, first_seq=30, first_block=21, previous=29, **fields)
 
 
 def test_repairs_may_have_any_numbers():
