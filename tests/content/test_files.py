@@ -319,6 +319,27 @@ def test_file_system_without_hard_links_renames(
     assert not part.exists()
 
 
+def test_file_system_without_hard_links_does_not_replace_a_link_to_nothing_that_appeared(
+    target: Path, part: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", failing(errno.EOPNOTSUPP))
+    sink = prepared(target, 3)
+    target.symlink_to("nothing")
+    with pytest.raises(StorageError):
+        sink.finish()
+    assert target.is_symlink()
+    assert sink.abandon() == part
+
+
+def test_file_system_without_reservations_gives_the_part_its_length(
+    target: Path, part: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "allocate", lambda *_: False)
+    sink = prepared(target, 12345)
+    assert part.stat().st_size == 12345
+    sink.discard()
+
+
 def test_failing_rename_keeps_the_part(target: Path, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = prepared(target, 3)
     monkeypatch.setattr(os, "link", failing(errno.EIO))
@@ -453,6 +474,16 @@ def test_part_that_is_taken_away_meanwhile_is_not_published(target: Path, part: 
     assert sink.abandon() is None
     assert not target.exists()
     assert part.exists() == replace
+
+
+def test_link_to_the_part_in_its_place_is_not_published(target: Path, part: Path, tmp_path: Path) -> None:
+    sink = prepared(target, 3)
+    part.rename(tmp_path / "elsewhere")
+    part.symlink_to("elsewhere")
+    with pytest.raises(StorageError, match="removed or replaced"):
+        sink.finish()
+    sink.abandon()
+    assert not target.exists()
 
 
 def test_discard_does_not_remove_what_took_the_parts_place(target: Path, part: Path) -> None:

@@ -100,6 +100,19 @@ def test_block_over_several_early_stretches_takes_them_all_along(pipe: tuple[int
     sink.finish()
 
 
+def test_early_stretch_that_a_later_block_covers_and_passes_is_not_passed_on_again(
+    pipe: tuple[int, int],
+) -> None:
+    sink = prepared(pipe[1], 100)
+    image = bytes(range(250))
+    sink.write(views(image[:100]), 0)
+    sink.write(views(image[100:150]), 100)
+    sink.write(views(image[180:190]), 180)
+    sink.write(views(image[150:205]), 150)
+    assert os.read(pipe[0], 1000) == image[:205]
+    sink.finish()
+
+
 def test_early_block_that_overlaps_the_end_of_an_earlier_one_keeps_its_beginning(
     pipe: tuple[int, int],
 ) -> None:

@@ -229,6 +229,19 @@ def test_closed_source_refuses_and_closes_again(image: Path) -> None:
         source.check()
 
 
+def test_close_during_two_reads_waits_for_both(image: Path) -> None:
+    source = FileSource(image)
+    descriptor = source._descriptor
+    source._enter()
+    source._enter()
+    source.close()
+    source._leave()
+    os.fstat(descriptor)
+    source._leave()
+    with pytest.raises(OSError):
+        os.fstat(descriptor)
+
+
 def test_close_during_a_read_lets_the_read_end_first(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.preadv
     used: list[int] = []

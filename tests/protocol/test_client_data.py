@@ -217,6 +217,14 @@ def test_repair_beyond_what_a_trail_above_its_lead_left_uncounted_is_taken_in_or
     assert data.repairs_only(2, 3)
 
 
+def test_repair_beyond_a_lead_that_an_spm_took_back_is_taken_in_order(data):
+    run(data, 1, 9)
+    data.on_spm(spm(1, lead=5, trail=1))
+    assert (data.end, data.highest, data.lead) == (9, 9, 5)
+    assert data.repairs_only(2, 5)
+    assert not data.repairs_only(2, 6)
+
+
 # ---------------------------------------------------------------------- against the transcription
 
 numbers = st.integers(1, 45)

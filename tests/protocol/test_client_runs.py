@@ -44,6 +44,16 @@ def test_runs_hold_every_packet_once_in_order_and_are_what_they_claim(packets, r
     assert rows == list(range(len(packets)))
 
 
+def test_run_has_the_trail_of_its_last_packet():
+    ((run, _),) = runs_of(batch([(5, 5, 1, 0, True), (6, 6, 3, 0, True), (7, 7, 4, 0, True)], rdata=False))
+    assert (run.rows, run.trail) == (3, 4)
+
+
+def test_sequence_numbers_do_not_go_on_from_the_largest_to_zero():
+    found = runs_of(batch([(2**64 - 1, 1, 0, 0, True), (0, 2, 0, 0, True)], rdata=False))
+    assert [run.rows for run, _ in found] == [1, 1]
+
+
 @given(PACKETS)
 @STEADY
 def test_repairs_are_told_at_a_glance_under_one_master_and_with_no_trail_above_a_packet(packets):

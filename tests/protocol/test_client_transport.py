@@ -357,6 +357,11 @@ def poll(seq, back_off=200):
     return Poll(seq, back_off, encode(SrvCir()))
 
 
+def test_poll_that_cannot_be_read_does_not_make_a_good_one_of_its_number_stale(client):
+    assert client.receive(Poll(1, 200, b"\xff"), T) is DropReason.FIELD
+    assert client.receive(poll(1), T) is None
+
+
 def test_poll_is_answered_within_its_back_off_with_the_missing_ranges(client):
     client.application.data(1, 40_000)
     assert client.receive(poll(1), T + 1) is None
@@ -452,6 +457,15 @@ def test_qcr_says_how_long_it_waited_by_the_clock(client):
     assert client.sent(Qcr)[0].back_off == 750
 
 
+def test_qcr_says_how_long_it_waited_since_its_own_qcc(client):
+    client.receive(Qcc(1, 400), T + 1, sender_time=1)
+    client.transport.handle_timers(T + 1.75)
+    client.sent()
+    client.receive(Qcc(2, 400), T + 5, sender_time=2)
+    client.transport.handle_timers(T + 5.5)
+    assert client.sent(Qcr)[0].back_off == 500
+
+
 def test_qcc_draws_spread_over_the_whole_back_off():
     draws = []
     for seed in range(60):
@@ -486,6 +500,31 @@ def test_qcr_carries_the_utilization_it_was_given(client):
     client.receive(Qcc(1, 0), T)
     client.transport.handle_timers(T)
     assert client.sent(Qcr)[0].options == (cpu_util(12),)
+
+
+def test_qcr_to_a_join_ack_carries_the_utilization_too():
+    script = ClientScript()
+    script.transport.utilization = (cpu_util(12),)
+    script.sent()
+    script.receive(JoinAck(ME, 0, 0, 0, ms(T)), T)
+    assert script.sent(Qcr)[0].options == (cpu_util(12),)
+
+
+def test_report_unasked_answers_no_qcc_that_came_before(client):
+    client.receive(Qcc(3, 0), T + 1, sender_time=4712)
+    client.transport.handle_timers(T + 1)
+    client.sent()
+    client.transport.heard(T + 20)
+    client.transport.handle_timers(T + 21)
+    (report,) = client.sent(Qcr)
+    assert (report.qcc_seq_no, report.back_off, report.server_time) == (0, 0, 0)
+
+
+def test_more_given_back_than_was_charged_leaves_nothing_charged(client):
+    client.odata(T, 1, 2)
+    assert client.transport.cache_used > 0
+    client.transport.cache_done(10**9)
+    assert client.transport.cache_used == 0
 
 
 def test_client_without_qcc_reports_every_20_seconds_by_itself(client):

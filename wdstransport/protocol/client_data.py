@@ -179,10 +179,10 @@ class ClientData:
     def repairs_only(self, lowest: int, highest: int) -> bool:
         """Whether sequence numbers from `lowest` to `highest` lie where losses are counted already.
 
-        Then each is an arrival and fills its hole, and the order among them makes no difference.
+        Then each is an arrival and fills its hole, and the order among them makes no difference. Neither the
+        list's end nor what losses are counted up to ever lies below Lead.
         """
-        known = min(self.end, self._highest_loss, self.highest, self.lead)
-        return 0 < self.first <= lowest and highest <= known
+        return 0 < self.first <= lowest and highest <= min(self.highest, self.lead)
 
     def on_repairs(self, numbers: list[int], *, trail: int, master: int) -> None:
         """Packets for which `repairs_only` holds have come (3.2.5.14), the last with this Trail."""

@@ -158,14 +158,13 @@ def runs_of(records: DataRecords) -> list[tuple[Run, list[int]]]:
         (np.diff(sequences) == 1)
         & (np.diff(blocks) == 1)
         & (np.diff(records.rows) == 1)
-        & (sequences[1:] > sequences[:-1])
-        & (blocks[1:] > blocks[:-1])
         & (np.diff(records.client_id) == 0)
         & (np.diff(records.header["op_code"]) == 0)
     )
     edges = [0, *(np.flatnonzero(~together) + 1).tolist(), count]
     if not int(sequences.min()) or (trails > sequences).any():
-        # Trail may move on within a run, but never past the packet that carries it: judge each alone.
+        # Trail may move on within a run, but never past the packet that carries it: judge each alone. And no
+        # number follows the largest but 0.
         edges = list(range(count + 1))
     starts = edges[:-1]
     lasts = [stop - 1 for stop in edges[1:]]
