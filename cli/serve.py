@@ -29,7 +29,11 @@ _LISTED = 20
 _REMEMBERED = 50
 """Sessions that the last lines name, of a server that may have run for months."""
 _WILDCARDS = ("", "0.0.0.0", "::")
-_REFUSALS = {30: "cannot be read", 69: "has to wait, every session that there may be has clients"}
+_REFUSALS = {
+    30: "cannot be read",
+    59: "cannot get a session on the network where it was asked for",
+    69: "has to wait, every session that there may be has clients",
+}
 _LEAVING = {
     "complete": "has the whole image",
     "cancelled": "left before it was complete",

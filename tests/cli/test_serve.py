@@ -4,6 +4,7 @@ import json
 import shlex
 import signal
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -286,11 +287,14 @@ def test_every_event_of_a_server_has_a_line(narrator):
         seconds=1.0, address=address, namespace="images", content="../x", code=2
     )
     assert told(narrator, refused) == ["refused 10.0.0.7:4001: no images/../x here (error 2 sent)"]
-    full = wdstransport.RequestRefused(seconds=1.0, address=address, namespace="images", content="a", code=69)
-    assert told(narrator, full) == [
-        "refused 10.0.0.7:4001: images/a has to wait, every session that there may be has clients "
-        "(error 69 sent)"
-    ]
+    for code, why in (
+        (3, "no images/a here"),
+        (30, "images/a cannot be read"),
+        (59, "images/a cannot get a session on the network where it was asked for"),
+        (69, "images/a has to wait, every session that there may be has clients"),
+    ):
+        event = replace(refused, content="a", code=code)
+        assert told(narrator, event) == [f"refused 10.0.0.7:4001: {why} (error {code} sent)"]
     assert told(narrator, wdstransport.Warned(seconds=1.0, message="m")) == ["warning: m"]
     ended = wdstransport.SessionEnded(seconds=1.0, session_id=1, reason="source-changed", error="it shrank")
     assert told(narrator, ended) == ["session 1 failed: it shrank"]

@@ -111,7 +111,7 @@ class TestFindOffer:
             (3, "no such namespace"),
             (5, "not allow"),
             (30, "cannot read"),
-            (59, "cannot send to the network"),
+            (59, "cannot set up a session on the network"),
             (69, "Try again when one is done"),
             (1234, "1234"),
         ],
@@ -160,7 +160,7 @@ class TestFindOffer:
         assert silence.message.startswith(asked)
         assert cause in silence.message
         assert "--interface" in silence.message
-        assert "30 more seconds" in silence.message
+        assert "until 30 seconds are over" in silence.message
 
     @pytest.mark.parametrize(
         "changes",

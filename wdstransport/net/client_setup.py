@@ -41,8 +41,8 @@ _CODES = {
     3: "it has no such namespace. Check --namespace; the server prints its own when it starts",
     5: "it does not allow this content. Ask its administrator",
     30: "it cannot read it. Its administrator finds the reason in the server's output",
-    59: "it cannot send to the network from which it was asked. Its administrator finds the reason in the "
-    "server's output",
+    59: "it cannot set up a session on the network from which it was asked. Its administrator finds the "
+    "reason in the server's output",
     69: "others are receiving as many contents as it serves at a time. Try again when one is done, or widen "
     "the server's --session-ports",
 }
@@ -146,7 +146,6 @@ async def find_offer(
             f"{content!r} in namespace {namespace!r} cannot be asked for ({error}); check both names"
         ) from error
     where = f"{server} ({asked[0]} port {asked[1]}), asked from {local} on {chosen.name}"
-    until = trio.current_time() + timeout
 
     def still_silent(times: int, failure: OSError | None) -> None:
         if on_silence is None:
@@ -155,10 +154,9 @@ async def find_offer(
             cause = f"The request cannot leave this machine: {failure.strerror or failure}"
         else:
             cause = "The server may not be running, or a firewall may drop what goes either way"
-        left = max(0.0, until - trio.current_time())
         message = (
             f"no answer yet from {where} {times} times. {cause}. Check the server, its --port, UDP port "
-            f"{asked[1]} and --interface; it is asked for {left:.0f} more seconds."
+            f"{asked[1]} and --interface; it is asked again until {timeout:g} seconds are over."
         )
         on_silence(Silence(asked, chosen.name, times, message))
 
