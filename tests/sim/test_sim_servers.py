@@ -52,7 +52,8 @@ def test_a_server_that_dies_leaves_everybody_to_end_by_inactivity(seed):
     sim.at(0.35, server.host.die)
     sim.run()
     sim.check(expected=dict.fromkeys(clients, "inactive"))
-    assert all(30.0 < each.ended_at < 31.5 for each in clients)
+    # Whose JOIN was lost has heard nothing since its start at 0.
+    assert all(29.99 < each.ended_at < 31.5 for each in clients)
 
 
 @pytest.mark.parametrize("seed", seeds(2))
