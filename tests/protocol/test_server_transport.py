@@ -238,6 +238,14 @@ def test_clients_that_joined_together_do_not_exceed_the_limit():
     assert len(server.clients.active) == 1
 
 
+def test_active_clients_of_a_full_session_are_heard_as_ever():
+    server = ServerScript(max_clients=1)
+    client = server.activate(1, T)
+    assert server.qcr(client, T + 3, seq=server.last_qcc()) is None
+    record = server.clients.active[client]
+    assert (record.qcr_received, record.last_update) == (True, T + 3)
+
+
 def test_flood_of_joins_drops_the_oldest_and_leaves_the_active_alone():
     server = ServerScript(max_pending_clients=4)
     client = server.activate(1, T)
