@@ -169,6 +169,13 @@ def test_signature_is_pkcs1_least_significant_byte_first(name, algorithm):
     PRIVATE.public_key().verify(signature[::-1], BODY, PKCS1v15(), algorithm)
 
 
+def test_signature_of_a_key_that_fills_no_whole_bytes_takes_the_begun_one_too():
+    private = rsa.generate_private_key(65537, 1025)
+    security = SignSecurity(private)
+    assert security.data_len == len(security.security_data(BODY)) == 129
+    assert SignSecurity(private.public_key()).verify(memoryview(sealed(security))) == BODY
+
+
 def test_signature_is_accepted_in_the_order_that_verified_first():
     big_endian = dressed(SignSecurity(PRIVATE), PRIVATE.sign(BODY, PKCS1v15(), hashes.SHA256()))
     little_endian = sealed(SignSecurity(PRIVATE))
@@ -298,9 +305,10 @@ def test_sec_mode_has_the_clients_mode_in_its_low_half():
 
 
 @pytest.mark.parametrize("value", [0x00020002, 0x00010000, 0x00030001, 0x00040004, 1, 2**32 - 1, 2**40])
-def test_sec_mode_outside_the_table_is_refused(value):
-    with pytest.raises(WireError, match="SecMode"):
+def test_sec_mode_outside_the_table_is_refused_as_a_field(value):
+    with pytest.raises(WireError, match="SecMode") as caught:
         parse_sec_mode(value)
+    assert caught.value.reason is DropReason.FIELD
 
 
 def test_combination_outside_the_table_is_not_built():
