@@ -195,6 +195,12 @@ def test_public_key_verifies_but_cannot_sign():
 
 
 @each_mode
+def test_header_alone_is_the_header_of_an_empty_body(make):
+    security = make()
+    assert security.verify(memoryview(sealed(security, b""))) == b""
+
+
+@each_mode
 def test_every_prefix_of_the_header_is_refused_as_truncated(make):
     datagram = sealed(make())
     for length in range(make().header_len):
