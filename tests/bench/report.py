@@ -6,6 +6,7 @@ import os
 import platform
 import statistics
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from transfers import CLOCKS, PACKAGES, Outcome
 
-__all__ = ["Cell", "cells", "describe_machine", "markdown", "plot"]
+__all__ = ["Cell", "cells", "describe_machine", "markdown", "most_runs", "plot"]
 
 OURS = "deploy-image"
 PEERS = tuple(PACKAGES)
@@ -109,6 +110,12 @@ def _percent(share: float) -> str:
 # ---------------------------------------------------------------------- Markdown
 
 
+def most_runs(outcomes: Sequence[Outcome]) -> int:
+    """How often the cell with the most runs was measured; rounds that were added may hold other cells."""
+    counts = Counter((outcome.loss, outcome.receivers, outcome.program) for outcome in outcomes)
+    return max(counts.values(), default=0)
+
+
 def markdown(
     outcomes: Sequence[Outcome], *, size: int, conditions: Sequence[str], plot_name: str | None
 ) -> str:
@@ -122,7 +129,7 @@ def markdown(
     """
     table = cells(outcomes)
     programs = list(dict.fromkeys(outcome.program for outcome in outcomes))
-    runs = max((outcome.run for outcome in outcomes), default=0)
+    runs = most_runs(outcomes)
     lines = [
         "# Benchmark",
         "",

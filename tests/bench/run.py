@@ -251,7 +251,7 @@ def _write(
     try:
         network = "namespaces" if as_root else "loopback"
         title = f"{options.size / 1e6:,.0f} MB to N receivers at once ({network})"
-        report.plot(outcomes, picture, title=f"{title}, medians of {outcomes[-1].run}")
+        report.plot(outcomes, picture, title=f"{title}, medians of {report.most_runs(outcomes)}")
     except ImportError:
         print("run.py: no plot without matplotlib: pip install '.[bench]'", file=sys.stderr)
         picture = None

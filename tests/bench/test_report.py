@@ -94,6 +94,17 @@ def test_cells_come_in_order_of_loss_and_receivers():
     assert [(cell.loss, cell.receivers) for cell in table] == [(0.0, 2), (0.01, 1), (0.01, 4)]
 
 
+def test_rounds_that_were_added_count_by_cell_though_some_hold_other_cells():
+    rounds = [
+        outcome("uftp", 100e6, run=number, receivers=2 - number % 2, loss=loss)
+        for loss in (0.0, 0.01)
+        for number in (1, 2, 3)
+    ]
+    assert report.most_runs(rounds) == 2
+    assert "medians of 2 runs" in markdown(rounds)
+    assert report.most_runs([]) == 0
+
+
 def test_table_has_a_row_for_each_program_and_cell():
     text = markdown(
         [outcome("ceiling", 400e6), outcome("deploy-image", 300e6, cpu=2.5, sent_bytes=1_080_000_000)]
