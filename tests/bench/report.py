@@ -6,7 +6,6 @@ import os
 import platform
 import statistics
 import subprocess
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -41,6 +40,9 @@ class Cell:
 
     def ratio(self, over: Sequence[str], figure: Callable[[Outcome], float], *, best: bool) -> float | None:
         """Median, over the runs, of ours divided by the best of `over` in the same run.
+
+        A program whose copies were not whole is not compared with in that run: where the better one failed
+        often, the ratio is one to the others.
 
         Args:
             over: programs to compare with.
@@ -112,8 +114,7 @@ def _percent(share: float) -> str:
 
 def most_runs(outcomes: Sequence[Outcome]) -> int:
     """How often the cell with the most runs was measured; rounds that were added may hold other cells."""
-    counts = Counter((outcome.loss, outcome.receivers, outcome.program) for outcome in outcomes)
-    return max(counts.values(), default=0)
+    return max((len(runs) for cell in cells(outcomes) for runs in cell.runs.values()), default=0)
 
 
 def markdown(
@@ -134,8 +135,8 @@ def markdown(
         "# Benchmark",
         "",
         f"One file of {size / 1e6:,.0f} MB of random bytes, sent to N receivers at once; medians of {runs} "
-        "runs in which the programs take turns. Ratios are medians of the ratios within a run. Written by "
-        "`make bench`.",
+        "runs in which the programs take turns. Ratios are medians of the ratios within a run, in which only "
+        "programs whose copies were whole are compared. Written by `make bench`.",
         "",
         *(f"- {line}" for line in conditions),
         "",
