@@ -1,4 +1,4 @@
-"""What the core alone costs: `pytest tests/bench/test_micro.py --benchmark-only`, or `make bench-micro`.
+"""What the core alone costs: `pytest tests/bench/test_micro.py --benchmark-enable`, or `make micro`.
 
 Batches are what the data path carries on Ethernet: 44 datagrams with blocks of 1401 bytes. `extra_info` says
 how many bytes of content one round handles, so that seconds become a rate.
