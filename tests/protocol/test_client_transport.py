@@ -309,6 +309,28 @@ def test_spm_alone_puts_joining_again_off_for_30_seconds_only(client):
     assert len(client.sent(Join)) == 1
 
 
+def test_joining_again_is_repeated_after_five_seconds_though_spm_comes_until_it_is_answered(client):
+    for second in range(1, 30):
+        client.transport.heard(T + second)
+        client.spm(T + second, second)
+    client.transport.handle_timers(T + 30)
+    assert len(client.sent(Join)) == 1
+    for second in (31, 32, 33, 34):
+        client.spm(T + second, second)
+        client.transport.handle_timers(T + second)
+    assert client.sent(Join) == []
+    client.transport.handle_timers(T + 35)
+    assert len(client.sent(Join)) == 1
+    client.receive(JoinAck(ME, 0, 0, 0, ms(T)), T + 36)
+    for second in range(37, 66):
+        client.transport.heard(T + second)
+        client.spm(T + second, second)
+        client.transport.handle_timers(T + second)
+    assert client.sent(Join) == []
+    client.transport.handle_timers(T + 66)
+    assert len(client.sent(Join)) == 1
+
+
 @pytest.mark.parametrize(
     "no_sign",
     [

@@ -210,7 +210,9 @@ class ClientTransport:
 
     def _rejoin_timer(self, now: float) -> None:
         self.outbox.put(self._join)
-        self._counted_in(now)
+        # Until it is answered, SPM must not put off the next one: this JOIN may be lost, too.
+        self._weak_until = now + self.parameters.rejoin_interval
+        self._counted_in(now, strongly=False)
 
     def _on_spm(self, packet: Spm, sender_time: int, now: float) -> DropReason | None:
         """3.2.5.9."""
