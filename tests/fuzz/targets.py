@@ -348,9 +348,11 @@ def server_session(data: bytes) -> None:
                 assert run.first_seq == lead + 1
                 lead = run.first_seq + run.count - 1
         elif step == 14:
-            for seq, block in session.take_repairs(64):
+            repairs = session.take_repairs(64)
+            for seq, block in repairs:
                 assert 1 <= seq <= lead
                 assert 1 <= block <= BLOCKS
+            session.repairs_sent([seq for seq, _ in repairs], now)
         else:
             client_id = known[reader.small(len(known))]
             if reader.small(2):

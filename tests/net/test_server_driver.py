@@ -216,7 +216,12 @@ class RepairDesk:
         self._ahead = SimpleNamespace(
             repairs=lambda: read.pop() if read else None, give_back=self.given_back.append
         )
-        self.session = SimpleNamespace(trail=trail, master_client_id=master)
+        self.told = []
+        self.session = SimpleNamespace(
+            trail=trail,
+            master_client_id=master,
+            repairs_sent=lambda numbers, now: self.told.append((now, numbers)),
+        )
         self._pacer = SimpleNamespace(burst_bytes=burst_bytes, spend=lambda *_: None)
 
     def send(self):
@@ -247,6 +252,7 @@ async def test_repair_that_the_trail_has_passed_since_it_was_read_is_not_sent(st
     assert desk.send() is None
     assert desk.given_back == [desk.repair]
     assert desk.driver.repair_bytes == 8 * len(numbers)
+    assert desk.told == ([(1.0, numbers)] if numbers else []), "LastSendTime is when a repair leaves"
 
 
 async def test_repairs_of_a_set_leave_in_bursts_that_the_rate_allows(start):
@@ -262,6 +268,7 @@ async def test_repairs_of_a_set_leave_in_bursts_that_the_rate_allows(start):
             for _, each in pairs
         )
     assert bursts == [[8, 2, 9], [7, 3], [6]]
+    assert desk.told == [(1.0, burst) for burst in bursts]
     assert desk.given_back == [desk.repair]
 
 

@@ -32,8 +32,11 @@ class Round(ServerScript):
             runs.append(run)
         return runs
 
-    def repairs(self):
-        return [seq for seq, _ in self.data.take_repairs(10_000)]
+    def repairs(self, now=T):
+        """What is to be sent again, which leaves at `now`."""
+        numbers = [seq for seq, _ in self.data.take_repairs(10_000)]
+        self.data.repairs_sent(numbers, now)
+        return numbers
 
 
 @pytest.fixture
@@ -375,7 +378,7 @@ def test_packet_sent_exactly_four_round_trips_ago_is_sent_again_and_so_is_its_re
     alone.data.mcrtt = 0.125
     for now in (T + 2.5, T + 3.0, T + 3.5):
         alone.nack(alone.master, [(1, 1)], now)
-        assert alone.repairs() == [1]
+        assert alone.repairs(now) == [1]
 
 
 def test_repair_counts_as_sending(alone):
@@ -385,7 +388,7 @@ def test_repair_counts_as_sending(alone):
     results = []
     for now in (T + 3, T + 3.2, T + 3.39, T + 3.41, T + 3.6, T + 3.9):
         alone.nack(alone.master, [(1, 1)], now)
-        results.append(alone.repairs())
+        results.append(alone.repairs(now))
     assert results == [[1], [], [], [1], [], [1]]
 
 
@@ -397,15 +400,65 @@ def test_repair_that_has_not_left_yet_is_not_queued_twice(alone):
     assert alone.repairs() == [1]
 
 
-def test_packet_asked_for_again_while_its_repair_waits_is_repaired_no_later_for_it(alone):
+def test_repair_counts_as_sent_when_it_leaves_and_not_when_it_is_asked_for(alone):
     alone.data.give([(1, 1)])
     alone.send_all(T + 2)
     alone.data.mcrtt = 0.125
     alone.nack(alone.master, [(1, 1)], T + 2.5)
+    assert alone.repairs(T + 3) == [1]
+    alone.nack(alone.master, [(1, 1)], T + 3.49)
+    assert alone.repairs() == []
+    alone.nack(alone.master, [(1, 1)], T + 3.5)
+    assert alone.repairs() == [1]
+
+
+def test_repair_that_was_taken_and_waits_to_leave_is_not_queued_again(alone):
+    """The driver reads it first, and a rate may hold it up for long."""
+    alone.data.give([(1, 2)])
+    alone.data.take_odata(1, T + 2)
+    alone.ack(alone.master, 1, T + 2)
+    alone.data.take_odata(1, T + 2)
+    alone.nack(alone.master, [(1, 2)], T + 3)
+    assert alone.data.take_repairs(10) == [(1, 1), (2, 2)]
+    alone.nack(alone.master, [(1, 2)], T + 4)
+    assert alone.data.take_repairs(10) == []
+    alone.data.repairs_sent([2], T + 5)
+    alone.nack(alone.master, [(1, 2)], T + 6)
+    assert alone.data.take_repairs(10) == [(2, 2)]
+
+
+def test_repairs_that_were_taken_and_fell_to_qcc_state_are_sent_in_the_next_data_state(alone):
+    alone.data.give([(1, 1)])
+    alone.send_all(T + 2)
     alone.nack(alone.master, [(1, 1)], T + 3)
-    assert alone.repairs() == [1]
-    alone.nack(alone.master, [(1, 1)], T + 3.25)
-    assert alone.repairs() == [1]
+    assert alone.data.take_repairs(10) == [(1, 1)]
+    alone.transport.enter_qcc(T + 3)
+    alone.qcr(alone.master, T + 3, seq=alone.last_qcc())
+    alone.transport.handle_timers(T + 4)
+    alone.nack(alone.master, [(1, 1)], T + 4)
+    assert alone.data.take_repairs(10) == [(1, 1)]
+
+
+def test_repairs_that_were_taken_and_that_nobody_wants_any_more_leave_no_trace(alone):
+    alone.data.give([(1, 1)])
+    alone.send_all(T + 2)
+    alone.nack(alone.master, [(1, 1)], T + 3)
+    alone.data.take_repairs(10)
+    alone.data.withdraw()
+    assert not alone.data._leaving
+
+
+def test_repair_that_was_taken_and_forgotten_before_it_left_leaves_no_trace(alone):
+    alone.data.give([(1, 3)])
+    alone.send_all(T + 2)
+    alone.ack(alone.master, 1, T + 2)
+    alone.send_all(T + 2)
+    alone.nack(alone.master, [(1, 3)], T + 3)
+    assert alone.data.take_repairs(10) == [(1, 1), (2, 2), (3, 3)]
+    alone.ack(alone.master, 3, T + 3)
+    alone.data.cleanup_timer(T + 3.001)
+    assert alone.data.trail == 3
+    assert alone.data._leaving == {3}
 
 
 def test_nack_in_qcc_state_is_nothing(alone):
@@ -814,6 +867,8 @@ actions = st.one_of(
     st.tuples(st.just("take"), st.integers(1, 20), st.just(0)),
     st.tuples(st.just("ack"), st.integers(-2, 40), st.just(0)),
     st.tuples(st.just("nack"), st.integers(1, 60), st.integers(0, 10)),
+    st.tuples(st.just("repair"), st.integers(1, 20), st.just(0)),
+    st.tuples(st.just("leave"), st.integers(1, 20), st.just(0)),
     st.tuples(st.just("cleanup"), st.just(0), st.just(0)),
 )
 
@@ -824,6 +879,7 @@ def test_sender_keeps_the_documents_books(script):
     server = Round(exp_max_window_size=8, max_window_size=12)
     data, now, blocks, size, trail = server.data, T + 2, {}, 1, 0
     given, sent_at, cut, cut_at, head = [], {}, None, 0, 1
+    queued, leaving = [], []
     for pause, (name, first, second) in script:
         now = round(now + pause / 1000, 3)
         match name:
@@ -854,19 +910,28 @@ def test_sender_keeps_the_documents_books(script):
                 elif seq >= 0:
                     assert reason is DropReason.STALE
             case "nack":
-                before = set(server.repairs())
-                assert before == set()
                 server.nack(server.master, [(first, first + second)], now)
                 fresh = min(first + second, len(blocks)) > cut_at
                 if cut is None or (fresh and now - cut >= data.mcrtt):
                     cut, cut_at, size = now, len(blocks), max(int(size * 0.75), 2)
-                expected = [
+                queued += [
                     seq
                     for seq in range(max(first, head), first + second + 1)
                     if seq in sent_at and now - sent_at[seq][1] >= 4 * data.mcrtt - 1e-9
+                    if seq not in queued and seq not in leaving
                 ]
-                assert data.take_repairs(1000) == [(seq, blocks[seq]) for seq in expected]
-                for seq in expected:
+            case "repair":
+                expected = []
+                while queued and len(expected) < first:
+                    seq = queued.pop(0)
+                    if seq >= head:
+                        expected.append(seq)
+                assert data.take_repairs(first) == [(seq, blocks[seq]) for seq in expected]
+                leaving += expected
+            case "leave":
+                gone, leaving = leaving[:first], leaving[first:]
+                data.repairs_sent(gone, now)
+                for seq in gone:
                     sent_at[seq][1] = now
             case "cleanup":
                 data.cleanup_timer(now)

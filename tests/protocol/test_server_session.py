@@ -425,7 +425,7 @@ def test_largest_values_are_answered_with_packets_that_can_be_written(server, pa
         while server.session.take_odata(64, now) is not None:
             pass
         server.hear(server.sealed(packet(client), sender_time=LAST), 1, now)
-        server.session.take_repairs(64)
+        server.session.repairs_sent([seq for seq, _ in server.session.take_repairs(64)], now)
         server.sent(now)
         now += 0.3
         server.session.handle_timers(now)
@@ -559,7 +559,7 @@ def test_after_its_timers_the_next_deadline_is_always_later(script):
             case "send":
                 while session.take_odata(16, now) is not None:
                     pass
-                session.take_repairs(16)
+                session.repairs_sent([seq for seq, _ in session.take_repairs(16)], now)
                 server.hear(Ack(client, data.mc_lead, ms(now), 0, 0), number, now)
                 server.hear(Nack(client, 0, value * 10**13, ((data.trail, data.mc_lead + 1),)), number, now)
             case "leave":

@@ -1251,7 +1251,7 @@ def test_whatever_happens_the_lists_the_master_and_the_timers_agree(script):
                 transport.receive(Nack(client, 0, 0, ()), 0, where, now)
             case "send":
                 data.take_odata(16, now)
-                data.take_repairs(16)
+                data.repairs_sent([seq for seq, _ in data.take_repairs(16)], now)
             case "give":
                 data.give([(1, 20)])
             case "close" if step > 40:

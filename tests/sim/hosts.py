@@ -147,6 +147,7 @@ class Server(Driver):
             repairs = session.take_repairs(self.batch)
             if repairs:
                 self._send_repairs(repairs, now)
+                session.repairs_sent([seq for seq, _ in repairs], now)
                 continue
             plan, ranges = session.plan
             if not ranges:

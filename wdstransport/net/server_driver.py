@@ -314,6 +314,7 @@ class ServerDriver:
             trail_odata_seq_no=self.session.trail,
             block_number=numbers[:, 1],
         )
+        self.session.repairs_sent(numbers[:, 0].tolist(), now)
         self._repairs_owed += count
         self.repair_bytes += count * repair.buffer.block_len
         self._pacer.spend(len(datagrams) + count * _HEADERS, now)

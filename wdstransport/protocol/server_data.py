@@ -2,7 +2,7 @@
 
 Data packets are not built here. `give` takes the block ranges that the application wants sent (the Data
 Trigger for each of their blocks), and the driver takes batches when the window is open: `take_odata` numbers
-them, `take_repairs` names the ones to send again. What leaves is what was taken.
+them, `take_repairs` names the ones to send again, and `repairs_sent` says when those have left.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class DataState:
         self._given: deque[tuple[int, int]] = deque()
         self._waiting_for_empty = False
         self._repairs: dict[int, int] = {}
+        self._leaving: set[int] = set()
         self._unheard = False
 
     # ------------------------------------------------------------------ entering, SPM
@@ -90,6 +91,7 @@ class DataState:
     def enter(self, master: ClientRecord, now: float) -> None:
         """3.1.5.9.1; a new master comes with its RTT and its loss (deviation 29)."""
         self._set_master(master)
+        self._leaving.clear()  # what was taken before QCC state, in which nothing leaves
         self._spm_count = 0
         timers = self._transport.timers
         timers.set(ServerTimer.CLEANUP_DATA_LIST, now + self._parameters.cleanup_data_list_interval)
@@ -159,6 +161,7 @@ class DataState:
         """Drop what was given and not sent, and what was sent and not acknowledged: nobody wants it."""
         self._given.clear()
         self._repairs.clear()
+        self._leaving.clear()
         self._waiting_for_empty = False
         self.mc_trail = self._reached = self.mc_lead
 
@@ -201,7 +204,7 @@ class DataState:
         return len(self._repairs)
 
     def take_repairs(self, limit: int) -> list[tuple[int, int]]:
-        """Up to `limit` (sequence number, block) to send as RDATA; the caller sends them."""
+        """Up to `limit` (sequence number, block) to send as RDATA; the caller tells `repairs_sent`."""
         if not self.master_client_id:
             # No data leaves in QCC state (3.1.5.9); whoever still misses something asks again.
             self._repairs.clear()
@@ -211,8 +214,19 @@ class DataState:
             block = self._repairs.pop(seq)
             if self.packets.first_seq <= seq:
                 taken.append((seq, block))
+                self._leaving.add(seq)
         self.counters.repair_packets += len(taken)
         return taken
+
+    def repairs_sent(self, numbers: list[int], now: float) -> None:
+        """RDATA that `take_repairs` named has left: its LastSendTime is now (3.1.5.9.6).
+
+        Not when it was asked for: where many wait for their turn, or for a rate, the NACKs that come while
+        the first repair is on its way would have each sent twice.
+        """
+        self._leaving.difference_update(numbers)
+        for seq in numbers:
+            self.packets.resent(seq, now)
 
     # ------------------------------------------------------------------ answers in
 
@@ -296,7 +310,7 @@ class DataState:
         self._transport.clients.active[self.master_client_id].gave_up_on = True
 
     def _queue_repairs(self, ranges: tuple[tuple[int, int], ...], now: float) -> int:
-        """Queue each requested packet that is there and was not sent within 4 x MCRTT.
+        """Queue each requested packet that is there, is not about to leave, and did not within 4 x MCRTT.
 
         Returns:
             How many sequence numbers it looked at.
@@ -313,10 +327,9 @@ class DataState:
                     return work
                 work += 1
                 found = self.packets.find(seq)
-                if found is None or found[1] > too_recent or seq in self._repairs:
+                if found is None or found[1] > too_recent or seq in self._repairs or seq in self._leaving:
                     continue
                 self._repairs[seq] = found[0]
-                self.packets.resent(seq, now)
         return work
 
     # ------------------------------------------------------------------ the end of what was given
@@ -327,6 +340,8 @@ class DataState:
         interval = self._parameters.cleanup_data_list_interval
         self._transport.timers.set(ServerTimer.CLEANUP_DATA_LIST, now + interval)
         if self.packets.clean_up(now - 1.0, self.mc_trail):
+            head = self.packets.first_seq if self.packets else self.mc_trail
+            self._leaving = {seq for seq in self._leaving if seq >= head}
             self._send_spm(now)
         self._check_empty(now)
 

@@ -204,8 +204,12 @@ class ServerSession:
         return self.transport.data.take_odata(limit, now)
 
     def take_repairs(self, limit: int) -> list[tuple[int, int]]:
-        """Up to `limit` (sequence number, block number) to send again."""
+        """Up to `limit` (sequence number, block number) to send again; `repairs_sent` says when they left."""
         return self.transport.data.take_repairs(limit)
+
+    def repairs_sent(self, numbers: list[int], now: float) -> None:
+        """These sequence numbers, which `take_repairs` named, leave now."""
+        self.transport.data.repairs_sent(numbers, now)
 
     @property
     def plan(self) -> tuple[int, Sequence[tuple[int, int]]]:
