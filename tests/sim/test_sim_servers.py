@@ -102,7 +102,7 @@ def test_who_is_demoted_to_a_session_that_is_gone_ends_by_inactivity(seed):
 
 @pytest.mark.parametrize("seed", seeds(2))
 def test_demote_and_kick_arrive_through_bursts_of_loss(seed):
-    sim = Simulation(seed, size=4 * MEGABYTE, rate=5e6, bursts=Bursts(enter=0.02, leave=0.05))
+    sim = Simulation(seed, size=4 * MEGABYTE, rate=5e6, bursts=Bursts(enter=0.04, leave=0.2))
     server, slower = sim.server(min_clients=4, kick_interval=0.2), sim.server()
     clients = sim.clients(server, 4)
     sim.when(lambda: clients[0].copy.stored > 300, server.demote, clients[0], slower)
