@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from wdstransport.protocol.ranges import BlockMap, RangeSet
 from wdstransport.protocol.window import DataPacketList, SentRun, Window
-from wdstransport.wire.batch import Batch, SlotBuffer, parse_data
+from wdstransport.wire.batch import Batch, parse_data
 from wdstransport.wire.security import ChecksumSecurity, HashSecurity, NoSecurity, SignSecurity
+from wdstransport.wire.slots import SlotBuffer
 from wdstransport.wire.transport import OpCode
 
 SESSION, MASTER = 7, 3

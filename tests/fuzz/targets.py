@@ -18,7 +18,7 @@ from wdstransport.protocol.server_session import ServerSession
 from wdstransport.protocol.server_transport import DemoteTarget
 from wdstransport.wire import application, initiation, keys, transport
 from wdstransport.wire.answers import decode_answer, encode_answer
-from wdstransport.wire.batch import Batch, SlotBuffer, parse_data
+from wdstransport.wire.batch import Batch, parse_data
 from wdstransport.wire.security import (
     ChecksumSecurity,
     HashSecurity,
@@ -27,6 +27,7 @@ from wdstransport.wire.security import (
     build_sec_mode,
     parse_sec_mode,
 )
+from wdstransport.wire.slots import SlotBuffer
 from wdstransport.wire.transport import Ack, KickReason, Nack, Ncf, OpCode, WireError
 
 SESSION = 0x6D19EE7E

@@ -23,9 +23,10 @@ from wdstransport.protocol.server_data import ODataRun
 from wdstransport.protocol.server_session import ServerSession
 from wdstransport.wire.application import Data
 from wdstransport.wire.application import decode as decode_application
-from wdstransport.wire.batch import Batch, SlotBuffer
+from wdstransport.wire.batch import Batch
 from wdstransport.wire.initiation import Reply
 from wdstransport.wire.security import SecurityMode, make_security
+from wdstransport.wire.slots import SlotBuffer
 from wdstransport.wire.transport import (
     Ack,
     Join,

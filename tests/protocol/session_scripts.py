@@ -9,9 +9,10 @@ from protocol_scripts import T, address, ms
 from wdstransport.protocol.client_session import ClientSession
 from wdstransport.protocol.parameters import ClientParameters, ServerParameters
 from wdstransport.protocol.server_session import ServerSession
-from wdstransport.wire.batch import Batch, SlotBuffer
+from wdstransport.wire.batch import Batch
 from wdstransport.wire.options import CAP_MULTISTREAM, capabilities
 from wdstransport.wire.security import ChecksumSecurity
+from wdstransport.wire.slots import SlotBuffer
 from wdstransport.wire.transport import Join, JoinAck, OpCode, PollAck, Qcc, Qcr, decode, encode
 
 SESSION = 0x0BADCAFE

@@ -34,8 +34,9 @@ from wdstransport.protocol.events import (
 )
 from wdstransport.protocol.parameters import ClientParameters, ServerParameters
 from wdstransport.protocol.server_session import ServerSession
-from wdstransport.wire.batch import Batch, SlotBuffer
+from wdstransport.wire.batch import Batch
 from wdstransport.wire.security import ChecksumSecurity, Security
+from wdstransport.wire.slots import SlotBuffer
 from wdstransport.wire.transport import KickReason, OpCode
 
 BATCH = 44

@@ -1,22 +1,29 @@
 """The fast form of ODATA and RDATA against the declarations, on good batches and on broken ones."""
 
-import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
-from hypothesis import HealthCheck, given, settings
+from data_batches import (
+    MODES,
+    NO_LEAD,
+    SESSION,
+    STEADY,
+    batch_of,
+    block_of,
+    check_against_declarations,
+    declared,
+    every_mode,
+    judged,
+    parsed,
+    slots_of,
+)
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wdstransport.wire import application
 from wdstransport.wire import batch as module
-from wdstransport.wire.batch import (
-    Batch,
-    DataLayout,
-    SlotBuffer,
-    parse_data,
-    record_of,
-)
+from wdstransport.wire.batch import parse_data, record_of
+from wdstransport.wire.layout import DataLayout
 from wdstransport.wire.options import Option, fw_lead
-from wdstransport.wire.security import ChecksumSecurity, HashSecurity, NoSecurity, SignSecurity
+from wdstransport.wire.security import ChecksumSecurity, HashSecurity, NoSecurity
 from wdstransport.wire.transport import (
     DropReason,
     Kick,
@@ -28,272 +35,9 @@ from wdstransport.wire.transport import (
     RData,
     Spm,
     WireError,
-    data_overhead,
     decode,
     encode,
 )
-
-SESSION = 0x6D19EE7E
-STEADY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-SOURCE = ("10.0.0.1", 64132)
-NO_LEAD = 2**64 - 1
-KEY = rsa.generate_private_key(public_exponent=65537, key_size=1024)
-MODES = {
-    "none": NoSecurity,
-    "hash": lambda: HashSecurity(b"0123456789abcdef01234567"),
-    "sign": lambda: SignSecurity(KEY),
-    "checksum": ChecksumSecurity,
-}
-every_mode = pytest.mark.parametrize("mode", MODES)
-
-
-def block_of(number, block_len):
-    return bytes((7 * number + place) % 256 for place in range(block_len))
-
-
-def batch_of(data, segment):
-    return Batch(memoryview(data), segment, SOURCE)
-
-
-def parsed(data, segment, security):
-    return parse_data(batch_of(data, segment), session_id=SESSION, security=security)
-
-
-def slots_of(
-    security,
-    count,
-    block_len,
-    *,
-    options=True,
-    op_code=OpCode.ODATA,
-    first_seq=101,
-    first_block=11,
-    master=7,
-    trail=90,
-    previous=100,
-    sender_time=123456789,
-):
-    slots = SlotBuffer(count, block_len, session_id=SESSION, security=security, fw_lead=options)
-    for place, view in enumerate(slots.payload):
-        view[:] = block_of(first_block + place, block_len)
-    data = slots.fill(
-        0,
-        count,
-        op_code=op_code,
-        sender_time=sender_time,
-        client_id=master,
-        odata_seq_no=np.arange(first_seq, first_seq + count, dtype=np.uint64),
-        trail_odata_seq_no=trail,
-        block_number=np.arange(first_block, first_block + count, dtype=np.uint64),
-        previous_lead=previous,
-    )
-    return bytes(data), slots.segment
-
-
-def declared(
-    security,
-    count,
-    block_len,
-    *,
-    options=True,
-    op_code=OpCode.ODATA,
-    first_seq=101,
-    first_block=11,
-    master=7,
-    trail=90,
-    previous=100,
-    sender_time=123456789,
-):
-    """What the declarations make of the same datagrams."""
-    kind = OData if op_code is OpCode.ODATA else RData
-    datagrams = []
-    for place in range(count):
-        number = first_block + place
-        lead = first_seq + place if place == count - 1 else previous
-        packet = kind(
-            master,
-            first_seq + place,
-            trail,
-            application.encode(application.Data(number, block_of(number, block_len))),
-            (fw_lead(lead),) if options else (),
-        )
-        datagrams.append(encode(packet, session_id=SESSION, sender_time=sender_time, security=security))
-    return b"".join(datagrams)
-
-
-def judged(datagram, security):
-    """What the declarations make of one datagram: (header, packet), or the reason to drop it."""
-    try:
-        return decode(datagram, session_id=SESSION, security=security)
-    except WireError as error:
-        return error.reason
-
-
-def check_against_declarations(data, segment, security):
-    """Every row ends in one place, and whatever is in the records is what the declarations read."""
-    records, leftover, dropped = parsed(data, segment, security)
-    batch = batch_of(data, segment)
-    total = -(-len(data) // segment)
-    rows = [] if records is None else records.rows.tolist()
-    rest = leftover.tolist()
-    assert rows == sorted(set(rows))
-    assert rest == sorted(set(rest))
-    assert not set(rows) & set(rest)
-    assert len(rows) + len(rest) + sum(count for _, count in dropped) == total
-    for place, row in enumerate(rows):
-        datagram = bytes(batch.datagram(row))
-        header, packet = judged(datagram, security)
-        assert isinstance(packet, OData | RData)
-        inner = application.decode(packet.data)
-        assert isinstance(inner, application.Data)
-        lead = packet.options
-        assert lead == () or (len(lead) == 1 and lead[0].option_id == 0x0406)
-        assert int(records.header["op_code"][place]) == packet.op_code
-        assert int(records.header["sender_time"][place]) == header.sender_time
-        assert int(records.client_id[place]) == packet.client_id
-        assert int(records.odata_seq_no[place]) == packet.odata_seq_no
-        assert int(records.trail_odata_seq_no[place]) == packet.trail_odata_seq_no
-        assert int(records.block_number[place]) == inner.block_number
-        assert int(records.fw_lead[place]) == (int.from_bytes(lead[0].value, "big") if lead else NO_LEAD)
-        assert records.block_len == len(inner.data)
-        assert records.data_len == len(packet.data)
-        assert datagram[records.data_offset : records.data_offset + records.block_len] == inner.data
-    lost = [row for row in range(total) if row not in rows and row not in rest]
-    verdicts = [judged(bytes(batch.datagram(row)), security) for row in lost]
-    assert all(isinstance(verdict, DropReason) for verdict in verdicts)
-    counted = [reason for reason, count in dropped for _ in range(count)]
-    assert sorted(verdicts) == sorted(counted)
-    return records, leftover, dropped
-
-
-# ---------------------------------------------------------------------- building
-
-
-def test_odata_with_a_block_of_1385_bytes_under_hmac_sha256_is_1472_bytes():
-    security = MODES["hash"]()
-    data, segment = slots_of(security, 2, 1385, options=False)
-    assert segment == data_overhead(security) + 1385 == 1472
-    assert data == declared(security, 2, 1385, options=False)
-    records, _, _ = check_against_declarations(data, segment, security)
-    assert len(records) == 2
-
-
-@every_mode
-@pytest.mark.parametrize("block_len", [0, 1, 500, 8785])
-@pytest.mark.parametrize(
-    ("op_code", "options"), [(OpCode.ODATA, True), (OpCode.ODATA, False), (OpCode.RDATA, False)]
-)
-def test_slots_hold_the_bytes_that_the_declarations_build(mode, block_len, op_code, options):
-    security = MODES[mode]()
-    data, segment = slots_of(security, 5, block_len, op_code=op_code, options=options)
-    assert data == declared(security, 5, block_len, op_code=op_code, options=options)
-    records, leftover, dropped = check_against_declarations(data, segment, security)
-    assert (len(records), len(leftover), dropped) == (5, 0, [])
-
-
-def test_all_but_the_last_of_a_batch_carry_the_previous_lead():
-    data, segment = slots_of(NoSecurity(), 4, 10, first_seq=101, previous=100)
-    records, _, _ = parsed(data, segment, NoSecurity())
-    assert records.fw_lead.tolist() == [100, 100, 100, 104]
-    assert (records.fw_lead >= records.odata_seq_no).tolist() == [False, False, False, True]
-
-
-def test_data_without_the_option_wants_an_ack_for_each():
-    data, segment = slots_of(NoSecurity(), 3, 10, options=False)
-    records, _, _ = parsed(data, segment, NoSecurity())
-    assert (records.fw_lead >= records.odata_seq_no).all()
-
-
-@every_mode
-def test_some_of_the_slots_are_filled_without_touching_the_others(mode):
-    security = MODES[mode]()
-    slots = SlotBuffer(6, 32, session_id=SESSION, security=security, fw_lead=True)
-    for place, view in enumerate(slots.payload):
-        view[:] = block_of(20 + place, 32)
-
-    def fill(start, count):
-        return slots.fill(
-            start,
-            count,
-            op_code=OpCode.ODATA,
-            sender_time=5,
-            client_id=7,
-            odata_seq_no=np.arange(50 + start, 50 + start + count, dtype=np.uint64),
-            trail_odata_seq_no=1,
-            block_number=np.arange(20 + start, 20 + start + count, dtype=np.uint64),
-            previous_lead=49 + start,
-        )
-
-    fields = {"master": 7, "trail": 1, "sender_time": 5}
-    first = fill(0, 2)
-    before = bytes(first)
-    second = bytes(fill(2, 3))
-    assert (
-        bytes(first)
-        == before
-        == declared(security, 2, 32, first_seq=50, first_block=20, previous=49, **fields)
-    )
-    assert second == declared(security, 3, 32, first_seq=52, first_block=22, previous=51, **fields)
-
-
-def test_slots_that_are_filled_again_say_nothing_of_before():
-    security = ChecksumSecurity()
-    slots = SlotBuffer(4, 32, session_id=SESSION, security=security, fw_lead=True)
-    for place, view in enumerate(slots.payload):
-        view[:] = block_of(20 + place, 32)
-
-    def fill(count, first_seq, trail, sender_time, start=0):
-        return slots.fill(
-            start,
-            count,
-            op_code=OpCode.ODATA,
-            sender_time=sender_time,
-            client_id=7,
-            odata_seq_no=np.arange(first_seq, first_seq + count, dtype=np.uint64),
-            trail_odata_seq_no=trail,
-            block_number=np.arange(20 + start, 20 + start + count, dtype=np.uint64),
-            previous_lead=first_seq - 1,
-        )
-
-    fill(2, first_seq=90, trail=60, sender_time=5)
-    for first_seq, trail, sender_time in ((50, 41, 9), (54, 40, 8)):
-        fields = {"master": 7, "trail": trail, "sender_time": sender_time}
-        again = bytes(fill(4, first_seq, trail, sender_time))
-        assert again == declared(
-            security, 4, 32, first_seq=first_seq, first_block=20, previous=first_seq - 1, **fields
-        )
-    fields = {"master": 7, "trail": 39, "sender_time": 7}
-    again = bytes(fill(2, first_seq=30, trail=39, sender_time=7, start=1))
-    assert again == declared(security, 2, 32, first_seq=30, first_block=21, previous=29, **fields)
-
-
-def test_repairs_may_have_any_numbers():
-    security = ChecksumSecurity()
-    slots = SlotBuffer(3, 8, session_id=SESSION, security=security, fw_lead=False)
-    data = slots.fill(
-        0,
-        3,
-        op_code=OpCode.RDATA,
-        sender_time=1,
-        client_id=2,
-        odata_seq_no=np.array([9, 3, 2**64 - 1], dtype=np.uint64),
-        trail_odata_seq_no=2**63,
-        block_number=np.array([4, 2**40, 1], dtype=np.uint64),
-    )
-    records, _, _ = check_against_declarations(bytes(data), slots.segment, security)
-    assert records.odata_seq_no.tolist() == [9, 3, 2**64 - 1]
-    assert records.block_number.tolist() == [4, 2**40, 1]
-    assert (records.header["op_code"] == OpCode.RDATA).all()
-
-
-def test_slots_can_be_read_into_and_lie_where_the_layout_says():
-    security = ChecksumSecurity()
-    slots = SlotBuffer(3, 100, session_id=SESSION, security=security, fw_lead=True)
-    assert [len(view) for view in slots.payload] == [100, 100, 100]
-    assert all(not view.readonly for view in slots.payload)
-    assert DataLayout.of(security.data_len).data + 100 + 14 == slots.segment
-    assert slots.segment == data_overhead(security) + 100 + 12
-
 
 # ---------------------------------------------------------------------- reading what is mixed or cut off
 

@@ -10,8 +10,8 @@ from itertools import chain
 from wdstransport.content.sources import Source
 from wdstransport.net.batching import BATCH_CALLS, CALL_DATAGRAMS
 from wdstransport.net.waiting import Worker
-from wdstransport.wire.batch import SlotBuffer
 from wdstransport.wire.security import Security
+from wdstransport.wire.slots import SlotBuffer
 
 __all__ = ["Chunk", "ReadAhead", "RepairSet"]
 

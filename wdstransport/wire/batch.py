@@ -18,24 +18,29 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from wdstransport.wire.layout import (
+    FW_LEAD,
+    IDENTIFIER,
+    NO_OPTIONS,
+    OPTION_ID,
+    OPTION_LEN,
+    SRV_DATA,
+    U64,
+    DataLayout,
+    records_in,
+)
 from wdstransport.wire.options import fw_lead_seq_no
 from wdstransport.wire.security import Security, SecurityMode
 from wdstransport.wire.transport import DropReason, OData, OpCode, RData, WireError
 
 __all__ = [
     "Batch",
-    "DataLayout",
     "DataRecords",
     "Holder",
-    "SlotBuffer",
     "parse_data",
     "record_of",
 ]
 
-_IDENTIFIER = 0x5744
-_OPTION_ID = 0x0406
-_OPTION_LEN = 8
-_SRV_DATA = 0x03
 _DATA = struct.Struct(">HBQH")
 # Plain numbers for the data path: a member of an enum costs a slow look-up in Python 3.11.
 _ODATA, _RDATA = int(OpCode.ODATA), int(OpCode.RDATA)
@@ -43,8 +48,6 @@ _NONE, _CHECKSUM = SecurityMode.NONE, SecurityMode.CHECKSUM
 _STEPS = 1536
 _ROWS = np.arange(_STEPS, dtype=np.intp)
 _NO_ROWS = _ROWS[:0]
-
-U64 = npt.NDArray[np.uint64]
 
 
 class Holder(Protocol):
@@ -81,60 +84,6 @@ class Batch:
     def datagram(self, row: int) -> memoryview:
         """Datagram number `row`, counted from 0."""
         return self.buffer[row * self.segment : (row + 1) * self.segment]
-
-
-@dataclass(frozen=True, slots=True)
-class DataLayout:
-    """Where the fields of a data datagram lie, in bytes from its first, for one length of SecurityData.
-
-    Attributes:
-        security_len: bytes of SecurityData (MS-WDSMT 2.2.2).
-        op_code: offset of OpCode.
-        header: the record from the identifier to the block's first byte.
-        data: offset of the block's first byte.
-    """
-
-    security_len: int
-    op_code: int
-    header: np.dtype[np.void]
-    data: int
-
-    @staticmethod
-    @lru_cache(maxsize=16)
-    def of(security_len: int) -> DataLayout:
-        """The layout for `security_len` bytes of SecurityData."""
-        fields: list[tuple[str, Any]] = [
-            ("identifier", ">u2"),
-            ("security_type", "u1"),
-            ("security_len", ">u2"),
-            ("security_data", "u1", (security_len,)),  # type: ignore[list-item]
-            ("session_id", ">u4"),
-            ("op_code", "u1"),
-            ("sender_time", ">u8"),
-            ("client_id", ">u4"),
-            ("odata_seq_no", ">u8"),
-            ("trail_odata_seq_no", ">u8"),
-            ("data_len", ">u2"),
-            ("packet_size", ">u2"),
-            ("ma_op_code", "u1"),
-            ("block_number", ">u8"),
-            ("block_len", ">u2"),
-        ]
-        header = np.dtype(fields)
-        return DataLayout(security_len, 5 + security_len + 4, header, header.itemsize)
-
-
-# The extended options of a data datagram, after the block: none, or FW_LEAD alone (2.2.16).
-_NO_OPTIONS = np.dtype([("options_count", ">u2")])
-_FW_LEAD = np.dtype(
-    [("options_count", ">u2"), ("option_id", ">u2"), ("option_len", ">u2"), ("fw_lead", ">u8")]
-)
-
-
-def _records(
-    dtype: np.dtype[np.void], buffer: memoryview, offset: int, count: int, stride: int
-) -> npt.NDArray[Any]:
-    return np.ndarray((count,), dtype, buffer, offset, (stride,))
 
 
 @dataclass(slots=True)
@@ -207,14 +156,14 @@ def parse_data(
     leftover = _NO_ROWS if count == total else np.arange(count, total, dtype=np.intp)
     if not count:
         return None, leftover, []
-    header = _records(layout.header, batch.buffer, 0, count, segment)
+    header = records_in(layout.header, batch.buffer, 0, count, segment)
     data_len = int(header["data_len"][0])
     block_len = data_len - 13
     options_at = layout.data + block_len
     room = segment - options_at
     if block_len < 0 or room not in (0, 2, 14):
         return None, np.arange(total, dtype=np.intp), []
-    options = _records(_FW_LEAD, batch.buffer, options_at, count, segment) if room == 14 else None
+    options = records_in(FW_LEAD, batch.buffer, options_at, count, segment) if room == 14 else None
     rows = _ROWS[:count] if count <= _STEPS else np.arange(count, dtype=np.intp)
     matrix = np.ndarray((count, segment), np.uint8, batch.buffer)
     op_code = batch.buffer[layout.op_code]
@@ -263,13 +212,13 @@ def _template(
     layout = DataLayout.of(security_len)
     length = layout.data + data_len - 13 + room
     header = np.zeros(1, layout.header)
-    header["identifier"] = _IDENTIFIER
+    header["identifier"] = IDENTIFIER
     header["security_type"] = mode
     header["security_len"] = security_len
     header["session_id"] = session_id
     header["op_code"] = op_code
     header["data_len"] = header["packet_size"] = data_len
-    header["ma_op_code"] = _SRV_DATA
+    header["ma_op_code"] = SRV_DATA
     header["block_len"] = data_len - 13
     fixed = (
         "identifier",
@@ -289,7 +238,7 @@ def _template(
         for dtype, at, *_ in (layout.header.fields[name],)  # type: ignore[index]
         for offset in range(dtype.itemsize)
     ]
-    tail = struct.pack(">HHH", 1, _OPTION_ID, _OPTION_LEN) if room == 14 else bytes(room)
+    tail = struct.pack(">HHH", 1, OPTION_ID, OPTION_LEN) if room == 14 else bytes(room)
     row += bytes(length - room - len(row)) + tail
     places += range(length - room, length - room + len(tail))
     columns = np.array(sorted(places), dtype=np.intp)
@@ -304,26 +253,26 @@ def _good(
     odata = header["op_code"] == _ODATA
     rdata = header["op_code"] == _RDATA
     good: npt.NDArray[np.bool_] = (
-        (header["identifier"] == _IDENTIFIER)
+        (header["identifier"] == IDENTIFIER)
         & (header["security_type"] == security.mode)
         & (header["security_len"] == security.data_len)
         & (header["session_id"] == session_id)
         & (odata | rdata)
         & (header["data_len"] == data_len)
         & (header["packet_size"] == data_len)
-        & (header["ma_op_code"] == _SRV_DATA)
+        & (header["ma_op_code"] == SRV_DATA)
         & (header["block_len"] == data_len - 13)
     )
     if room == 0:
         good &= rdata  # RDATA may come without OptionsCount (deviation 13); ODATA never does (2.2.16).
     elif room == 2:
-        good &= _records(_NO_OPTIONS, batch.buffer, segment - 2, count, segment)["options_count"] == 0
+        good &= records_in(NO_OPTIONS, batch.buffer, segment - 2, count, segment)["options_count"] == 0
     else:
-        options = _records(_FW_LEAD, batch.buffer, segment - 14, count, segment)
+        options = records_in(FW_LEAD, batch.buffer, segment - 14, count, segment)
         good &= (
             (options["options_count"] == 1)
-            & (options["option_id"] == _OPTION_ID)
-            & (options["option_len"] == _OPTION_LEN)
+            & (options["option_id"] == OPTION_ID)
+            & (options["option_len"] == OPTION_LEN)
         )
     return good
 
@@ -376,7 +325,7 @@ def record_of(packet: OData | RData, batch: Batch, security: Security) -> DataRe
     if len(data) < _DATA.size:
         return None
     size, op_code, _, block_len = _DATA.unpack_from(data)
-    if size != len(data) or op_code != _SRV_DATA or block_len != len(data) - _DATA.size:
+    if size != len(data) or op_code != SRV_DATA or block_len != len(data) - _DATA.size:
         return None
     lead = fw_lead_seq_no(packet.options)
     layout = DataLayout.of(security.data_len)
@@ -392,111 +341,3 @@ def record_of(packet: OData | RData, batch: Batch, security: Security) -> DataRe
         block_len=block_len,
         data_len=size,
     )
-
-
-class SlotBuffer:
-    """A buffer of equal slots, one data datagram each: content is read straight into place.
-
-    Attributes:
-        segment: bytes of one slot, header and options included.
-        payload: one writable view per slot, where its block belongs; filled by `os.preadv` and the like.
-        nbytes: bytes of the whole buffer.
-    """
-
-    def __init__(
-        self, slots: int, block_len: int, *, session_id: int, security: Security, fw_lead: bool
-    ) -> None:
-        """Lay out `slots` datagrams.
-
-        Args:
-            slots: how many.
-            block_len: bytes of content in each.
-            session_id: of the session they will be sent in.
-            security: the server's mode and keys.
-            fw_lead: whether each carries ODATA_FW_LEAD_SEQ_NO (ODATA) or no option (RDATA, deviation 33).
-        """
-        layout = DataLayout.of(security.data_len)
-        options = _FW_LEAD if fw_lead else _NO_OPTIONS
-        self.segment = layout.data + block_len + options.itemsize
-        self.block_len = block_len
-        self.slots = slots
-        self._security = security
-        self._body_at = 5 + layout.security_len
-        self._bytes = bytearray(slots * self.segment)
-        self._view = memoryview(self._bytes)
-        self.payload = [
-            self._view[start : start + block_len]
-            for start in range(layout.data, slots * self.segment, self.segment)
-        ]
-        self._header = _records(layout.header, self._view, 0, slots, self.segment)
-        self._options = _records(options, self._view, layout.data + block_len, slots, self.segment)
-        self._matrix = np.frombuffer(self._bytes, np.uint8).reshape(slots, self.segment)[:, self._body_at :]
-        header = self._header
-        header["identifier"] = _IDENTIFIER
-        header["security_type"] = security.mode
-        header["security_len"] = layout.security_len
-        header["session_id"] = session_id
-        header["data_len"] = 13 + block_len
-        header["packet_size"] = 13 + block_len
-        header["ma_op_code"] = _SRV_DATA
-        header["block_len"] = block_len
-        self._fw_lead = fw_lead
-        self.nbytes = slots * self.segment
-        if fw_lead:
-            self._options["options_count"] = 1
-            self._options["option_id"] = _OPTION_ID
-            self._options["option_len"] = _OPTION_LEN
-
-    def fill(
-        self,
-        start: int,
-        count: int,
-        *,
-        op_code: OpCode,
-        sender_time: int,
-        client_id: int,
-        odata_seq_no: U64,
-        trail_odata_seq_no: int,
-        block_number: U64,
-        previous_lead: int = 0,
-    ) -> memoryview:
-        """Write the headers of `count` slots from `start`, seal them, and hand over the datagrams.
-
-        With FW_LEAD, all but the last carry `previous_lead` and the last its own number (deviation 35), so
-        that a batch gets one ACK.
-
-        Args:
-            start: first slot.
-            count: how many slots, which hold their blocks already.
-            op_code: ODATA or RDATA.
-            sender_time: milliseconds (MS-WDSMT 2.2.3).
-            client_id: the master client's (3.1.5.9.7).
-            odata_seq_no: one sequence number a slot.
-            trail_odata_seq_no: lowest sequence number that can be repaired.
-            block_number: one block number a slot, from 1.
-            previous_lead: the highest sequence number sent before this batch.
-
-        Returns:
-            The bytes of the datagrams, `segment` each.
-        """
-        stop = start + count
-        header = self._header[start:stop]
-        header["op_code"] = op_code
-        header["sender_time"] = sender_time
-        header["client_id"] = client_id
-        header["odata_seq_no"] = odata_seq_no
-        header["trail_odata_seq_no"] = trail_odata_seq_no
-        header["block_number"] = block_number
-        if self._fw_lead:
-            options = self._options
-            options["fw_lead"][start:stop] = previous_lead
-            options["fw_lead"][stop - 1] = odata_seq_no[-1]
-        if self._security.mode is _CHECKSUM:
-            sums = np.add.reduce(self._matrix[start:stop], axis=1, dtype=np.uint32)
-            header["security_data"] = (~sums).astype(">u4").view(np.uint8).reshape(count, 4)
-        elif self._security.mode is not _NONE:
-            for slot in range(start, stop):
-                at = slot * self.segment
-                body = self._view[at + self._body_at : at + self.segment]
-                self._view[at : at + self._body_at] = self._security.seal(body)
-        return self._view[start * self.segment : stop * self.segment]
