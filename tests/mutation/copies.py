@@ -29,7 +29,10 @@ NEEDED = (PACKAGE, "cli", "tests", "captures", "docs", "pyproject.toml", "README
 OTHERS = ("construct", "cryptography.hazmat.primitives.asymmetric.rsa", "numpy", "rich", "trio", "typer")
 TEST_TIMEOUT = 30
 """Seconds for one test; a fault that makes a loop endless is caught by it."""
-RUN_TIMEOUT = 600
+RUN_TIMEOUT = 120
+SLOW_RUN_TIMEOUT = 600
+"""Seconds for a run without and with simulated networks: no test's own timeout ends a fixture that hangs."""
+SLOW = ("tests/sim",)
 FAILED = 1
 """Exit code of pytest when tests ran and failed; 2 to 5 are its own troubles."""
 OPTIONS = (
@@ -109,11 +112,12 @@ class Copy:
             child = os.fork()
             if not child:
                 self._run(paths, said.fileno())
-            code = _ended(child, time.monotonic() + RUN_TIMEOUT)
+            most = SLOW_RUN_TIMEOUT if set(paths) & set(SLOW) else RUN_TIMEOUT
+            code = _ended(child, time.monotonic() + most)
             said.seek(0)
             text = said.read()
         if code is None:
-            return FAILED, f"the run had no end in {RUN_TIMEOUT} s"
+            return FAILED, f"the run had no end in {most} s"
         failures = [line for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
         if code and failures and failures[0].startswith("FAILED"):
             # A test that hung, and was ended, may take the rest of the session with it.

@@ -30,11 +30,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from copies import Copy, Outcome, Verdict
+from copies import SLOW, Copy, Outcome, Verdict
 from fault import Fault, read_all
 from generate import generate_all
-
-SLOW = ("tests/sim",)
 
 
 class Results:
