@@ -202,6 +202,56 @@ def test_a_view_that_is_being_read_ends_once_its_reader_is_done():
     assert ended(view)
 
 
+def test_references_counted_within_the_callback_do_not_end_the_view_before_it_returns():
+    registry = BufferRegistry()
+    view = memoryview(b"content")
+    buffer = registry.lend(view, 1, 0)
+    for _ in range(2):
+        registry.add_ref(view)
+        registry.release(view)
+        assert bytes(view) == b"content"
+    registry.returned(buffer)
+    assert ended(view)
+
+
+def test_view_ends_with_the_last_of_its_references_after_the_callback():
+    registry = BufferRegistry()
+    view = memoryview(b"content")
+    buffer = registry.lend(view, 1, 0)
+    registry.add_ref(view)
+    registry.add_ref(view)
+    registry.returned(buffer)
+    registry.release(view)
+    assert bytes(view) == b"content"
+    registry.release(view)
+    assert ended(view)
+    with pytest.raises(w.WdsTransportClientError, match="ReleaseBuffer: this buffer has ended"):
+        registry.release(view)
+
+
+def test_what_could_not_be_ended_is_forgotten_once_it_has():
+    registry = BufferRegistry()
+    view = memoryview(bytes(10))
+    reader = pickle.PickleBuffer(view)
+    registry.returned(registry.lend(view, 1, 0))
+    registry.sweep()
+    assert len(registry._stuck) == 1, "it is still read"
+    reader.release()
+    registry.sweep()
+    assert registry._stuck == []
+
+
+def test_closing_ends_every_view_and_names_those_that_were_extended():
+    registry = BufferRegistry()
+    views = [memoryview(bytes(10)) for _ in range(2)]
+    for place, view in enumerate(views):
+        registry.lend(view, 3, 10 * place)
+        registry.add_ref(view)
+    assert registry.close() == ["10 bytes at offset 0 of session 3", "10 bytes at offset 10 of session 3"]
+    assert all(ended(view) for view in views)
+    assert registry.close() == []
+
+
 # ---------------------------------------------------------------------- the pool
 
 

@@ -11,8 +11,13 @@ from wdstransport.handles.constants import (
     ERROR_SUCCESS,
     WDS_TRANSPORTCLIENT_RECEIVE_CONTENTS,
     WDS_TRANSPORTCLIENT_SESSION_COMPLETE,
+    WDS_TRANSPORTCLIENT_SESSION_NEGOTIATE,
+    WDS_TRANSPORTCLIENT_SESSION_START,
+    WDS_TRANSPORTCLIENT_SESSION_STARTEX,
+    WDSTPC_E_UNKNOWN_ERROR,
 )
 from wdstransport.handles.delivery import CallbackThread
+from wdstransport.handles.records import TRANSPORTCLIENT_SESSION_INFO
 from wdstransport.net.slabs import SlabPool
 from wdstransport.protocol.events import BlockRun, BlocksArrived
 from wdstransport.wire.batch import Batch
@@ -137,3 +142,89 @@ def test_blocks_are_copied_and_counted_only_where_too_many_slabs_are_pinned():
     assert (delivery.loans.copied, delivery.give_back()) == (2, 1)
     delivery.deliver((5, 1, 5), mark=100)  # where the second batch lay
     assert [bytes(part) for part in kept] == [bytes([row]) * 10 for row in (0, 1, 1, 2, 105)]
+
+
+# ---------------------------------------------------------------------- the start
+
+STARTS = (
+    WDS_TRANSPORTCLIENT_SESSION_START,
+    WDS_TRANSPORTCLIENT_SESSION_STARTEX,
+    WDS_TRANSPORTCLIENT_SESSION_NEGOTIATE,
+)
+INFO = TRANSPORTCLIENT_SESSION_INFO(950, BLOCK)
+
+
+class Start(Delivery):
+    """What the callbacks about the start see, in which order, and when the transfer may go on."""
+
+    def __init__(self, *registered, cancel_in=None, raise_in=None):
+        super().__init__()
+        self.told = []
+        session = self.session
+
+        def end(code):
+            self.told.append(("end", code))
+            session.cancel_code = code
+
+        def callback(which):
+            def called(_handle, _data, *arguments):
+                self.told.append((which.name, *arguments))
+                if which is cancel_in:
+                    session.cancel_code = ERROR_CANCELLED
+                if which is raise_in:
+                    raise RuntimeError("a consumer's mistake")
+
+            return called
+
+        def begin_negotiation(size):
+            self.told.append(("begin", size))
+            return "key"
+
+        session.end = end
+        session.begin_negotiation = begin_negotiation
+        session.end_negotiation = lambda: self.told.append(("end of negotiation",))
+        session.transfer.opened = lambda: self.told.append(("opened",))
+        for which in registered:
+            session.callbacks[which] = callback(which)
+
+    def open(self):
+        self.session.transfer.inbox.put(INFO)
+        self.session.transfer.inbox.put(None)
+        CallbackThread(self.session).run()
+        return self.told
+
+
+def test_start_is_told_in_three_ways_and_the_transfer_goes_on_after_them():
+    assert Start(*STARTS).open() == [
+        ("WDS_TRANSPORTCLIENT_SESSION_START", 950),
+        ("WDS_TRANSPORTCLIENT_SESSION_STARTEX", INFO),
+        ("begin", 950),
+        ("WDS_TRANSPORTCLIENT_SESSION_NEGOTIATE", INFO, "key"),
+        ("end of negotiation",),
+        ("opened",),
+    ]
+
+
+def test_nobody_negotiates_where_nobody_registered_for_it():
+    assert Start(WDS_TRANSPORTCLIENT_SESSION_STARTEX).open() == [
+        ("WDS_TRANSPORTCLIENT_SESSION_STARTEX", INFO),
+        ("opened",),
+    ]
+
+
+@pytest.mark.parametrize(("place", "told"), [(0, 1), (1, 2)])
+def test_session_cancelled_in_a_callback_about_the_start_gets_no_further_one(place, told):
+    start = Start(*STARTS, cancel_in=STARTS[place])
+    assert [name for name, *_ in start.open()] == [*(which.name for which in STARTS[:told]), "opened"]
+
+
+def test_session_cancelled_before_its_start_gets_no_callback_about_it():
+    start = Start(*STARTS)
+    start.session.cancel_code = ERROR_CANCELLED
+    assert start.open() == [("opened",)]
+
+
+def test_negotiation_that_raises_ends_and_the_session_with_it(caplog):
+    start = Start(*STARTS, raise_in=WDS_TRANSPORTCLIENT_SESSION_NEGOTIATE)
+    assert start.open()[-3:] == [("end", WDSTPC_E_UNKNOWN_ERROR), ("end of negotiation",), ("opened",)]
+    assert "SESSION_NEGOTIATE" in caplog.text
