@@ -159,6 +159,30 @@ def test_a_complete_receive_that_does_not_match_is_invalid_parameter(consume, re
     consume(in_contents=in_contents).run().assert_whole()
 
 
+def test_a_refused_complete_receive_says_what_does_not_match(consume):
+    said = []
+
+    def attempt(consumer, *arguments):
+        with pytest.raises(w.WdsTransportClientError) as caught:
+            w.CompleteReceive(consumer.handle, *arguments)
+        said.append(str(caught.value))
+
+    def in_contents(consumer, view, size, offset):
+        if not offset:
+            attempt(consumer, size + 1, offset)
+            attempt(consumer, size, offset + 1)
+        consumer.take(view, size, offset)
+        if not offset:
+            attempt(consumer, size, offset)
+
+    consumer = consume(in_contents=in_contents).run()
+    consumer.assert_whole()
+    size, _ = consumer.blocks[0]
+    assert f"the block at offset 0 has {size} bytes, not {size + 1}" in said[0]
+    assert "no block at offset 1 is outstanding" in said[1]
+    assert "no block at offset 0 is outstanding" in said[2]
+
+
 def test_of_two_threads_that_complete_a_block_one_is_refused(consume):
     results = []
 

@@ -439,6 +439,22 @@ def test_ranges_are_refused_outside_of_session_negotiate(consume, refused):
 # ------------------------------------------------------------- Handles
 
 
+def test_a_session_that_is_complete_is_kept_by_its_handle_alone(consume):
+    """A service that transfers for years and never calls Shutdown must not grow."""
+    consumer = consume()
+    runtime = consumer.handle._session.runtime
+    assert len(runtime.live) == 1
+    consumer.run().assert_whole()
+    assert runtime.live == set()
+    cancelled = consume()
+    w.CancelSession(cancelled.handle)
+    cancelled.finish()
+    w.WaitForCompletion(cancelled.handle)
+    closed = consume()
+    w.CloseSession(closed.handle)
+    assert runtime.live == set()
+
+
 def test_handles_are_opaque_compared_by_identity_and_never_reused(consume):
     handles = [consume().handle for _ in range(50)]
     for handle in handles[::2]:
