@@ -86,6 +86,7 @@ class Server(Driver):
         self.gone: list[tuple[float, int, Gone]] = []
         self.terminated = False
         self.began_at: float | None = None
+        self._heard_at = self.now()
         self.on_event: Callable[[ServerSessionEvent], None] | None = None
         self._resume_armed = False
         self._stale_head = (0, 0.0)
@@ -98,7 +99,10 @@ class Server(Driver):
         is_member = active is not None and active.client_id in self.session.transport.clients.active
         for datagram in batch.datagrams():
             self.monitor.heard(datagram, is_member)
+        refused = self.session.dropped.total()
         self.session.receive(batch, self.now())
+        if self.session.dropped.total() - refused < -(-len(batch.buffer) // batch.segment):
+            self._heard_at = self.now()
         self.pump()
 
     def pump(self) -> None:
@@ -118,6 +122,10 @@ class Server(Driver):
                 self.began_at = self.world.now
             elif isinstance(event, Terminated):
                 self.terminated = True
+                silent = now - self._heard_at
+                self.world.require(
+                    silent >= self.parameters.inactivity_timeout - 1e-6, f"ended after {silent} s of silence"
+                )
             if self.on_event is not None:
                 self.on_event(event)
         deadline = session.next_deadline()

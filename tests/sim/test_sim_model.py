@@ -2,8 +2,9 @@
 
 The reference knows nothing of packets. For each client it keeps the ends that are right: the whole image,
 whatever happens to others; as kicked or cancelled, too, once somebody did that; as inactive, too, once it may
-have heard nothing, or not been heard, for about as long as its Inactivity Timer runs. Whatever holds at every
-moment is looked at after every step.
+have heard nothing, or not been heard, for about as long as its Inactivity Timer runs. A session that nobody
+spoke to for that long is over, and whoever comes then is in the next one. Whatever holds at every moment is
+looked at after every step.
 
 `SIM_MODEL=2000 pytest tests/sim/test_sim_model.py` plays so many histories, longer ones and other ones each
 time (`--hypothesis-seed` repeats them); without it they are few and always the same.
@@ -112,9 +113,8 @@ class Rooms(RuleBasedStateMachine):
     def teardown(self):
         if not hasattr(self, "sim"):
             return
-        for server in (self.server, self.slower):
-            if server.host.frozen:
-                server.host.thaw()
+        if self.server.host.frozen:
+            self.thaw_the_server()
         self.trouble_changed("server", on=False)
         for client in self.living():
             self.calm(client)
@@ -164,7 +164,24 @@ class Rooms(RuleBasedStateMachine):
         """The server session that a client is in now."""
         return self.slower if client.session.session_id == self.slower.session_id else self.server
 
+    def open_session(self, server, **how):
+        """The session a newcomer gets: initiation offers none whose Inactivity Timer has ended it."""
+        if not server.terminated:
+            return server
+        server.stop()
+        return self.sim.server(host=server.host, **how)
+
+    def thaw_the_server(self):
+        """Its clock went on: a session frozen for longer than its Inactivity Timer is over at once."""
+        there = [client for client in self.living() if self.home(client) is self.server]
+        server = self.server
+        server.host.thaw()
+        if server.terminated:
+            for client in there:
+                self.expected[client].ends.add("inactive")
+
     def add(self, **how):
+        self.server = self.open_session(self.server, **self.how)
         client = self.sim.client(self.server, **how)
         self.expected[client] = Expected(self.sim.world.now)
         self.wake_ups[client] = 0
@@ -206,6 +223,7 @@ class Rooms(RuleBasedStateMachine):
     @rule(data=st.data(), pause=PAUSES)
     def demote(self, data, pause):
         client = self.pick(data, lambda each: self.home(each) is self.server and not self.server.host.frozen)
+        self.slower = self.open_session(self.slower)
         if client is not None and self.server.demote(client, self.slower):
             self.expected[client].ends |= self.ends_of_the_unaddressed(client)
         self.pass_time(pause)
@@ -298,7 +316,7 @@ class Rooms(RuleBasedStateMachine):
     @precondition(lambda self: self.server.host.frozen)
     @rule()
     def thaw_server(self):
-        self.server.host.thaw()
+        self.thaw_the_server()
         self.trouble_changed("server", on=False)
 
     @precondition(lambda self: not self.server.host.frozen and len(self.sim.servers) < 4)
