@@ -419,7 +419,9 @@ def test_demoted_client_joins_the_lower_session_with_its_blocks(client):
     client.session.handle_timers(T + 2)
     assert [packet for _, packet in client.sent(T + 2)][-1:] == [Leave(ME, LeaveReason.CANCELLED)]
     assert client.session.take_events() == [Demoted(9, bytes([239, 1, 1, 1]), 77, bytes([10, 0, 0, 5]), 78)]
+    heard = client.session.datagrams
     client.session.enter_lower_session(9, ("10.0.0.5", 78), T + 2)
+    assert client.session.datagrams == heard > 40
     client.transport = client.session.transport
     ((header, join),) = client.sent(T + 2)
     assert header.session_id == 9

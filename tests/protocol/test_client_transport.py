@@ -707,6 +707,32 @@ def test_repair_that_comes_makes_the_next_nack_prompt_again(client):
     assert round((others[0] - first) * 1000) == 2
 
 
+def test_repair_of_the_last_packet_of_a_range_makes_the_next_nack_prompt_again(client):
+    client.spm(T, 1, master=OTHER, low=2, high=2, trail=1, lead=1)
+    client.odata(T, 1, 5, master=OTHER)
+    last = nack_times(client, T + 0.5)[-1]
+    client.odata(last + 0.001, 4, master=OTHER)
+    first, *others = nack_times(client, T + 1)
+    assert first - last == pytest.approx(0.05)
+    assert round((others[0] - first) * 1000) == 2
+
+
+@pytest.mark.parametrize("base", [0, 1, 2**32 - 61, 2**32])
+def test_every_packet_of_the_master_is_acknowledged_and_every_loss_asked_for(client, base):
+    client.spm(T, 1, master=ME, low=2, high=2, trail=base + 1, lead=base + 1)
+    client.odata(T, (base + 1, 1), master=ME, trail=base + 1)
+    assert [packet.hi_odata_seq_no for packet in client.sent(Ack)] == [0, base + 1]
+    for seq in range(base + 3, base + 243, 2):
+        client.odata(T + 1, (seq, seq - base), master=ME, trail=base + 1)
+        client.transport.handle_timers(client.timers.get(ClientTimer.NACK))
+        sent = client.sent()
+        (asked, *_) = [packet for packet in sent if isinstance(packet, Nack)]
+        assert (asked.ranges, asked.hi_odata_seq_no) == (((seq - 1, seq - 1),), seq)
+        client.odata(T + 1, (seq - 1, seq - 1 - base), master=ME, trail=base + 1, rdata=True)
+        acks = [packet for packet in (*sent, *client.sent()) if isinstance(packet, Ack)]
+        assert [(each.odata_seq_no, each.hi_odata_seq_no) for each in acks] == [(seq - 2, seq), (seq, seq)]
+
+
 def test_wait_doubles_only_after_the_nacks_that_two_repairs_take(client):
     """A repair is due four round trips after its packet, two back-offs; the second for one that is lost."""
     client.spm(T, 1, master=OTHER, low=2, high=2, trail=1, lead=1)

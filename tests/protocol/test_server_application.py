@@ -213,6 +213,12 @@ def test_union_does_not_depend_on_who_answers_first():
     assert first.round({1: [(5, 9)], 2: [(1, 5)]}) == second.round({2: [(1, 5)], 1: [(5, 9)]}) == [(1, 9)]
 
 
+def test_union_may_have_more_ranges_than_one_answer():
+    script = Script(clients=(1, 2, 3))
+    ranges = [(3 * number + 1, 3 * number + 1) for number in range(192)]
+    assert script.round({1: ranges[::3], 2: ranges[1::3], 3: ranges[2::3]}) == ranges
+
+
 def test_clients_that_do_not_answer_in_time_miss_the_round_only():
     script = Script(clients=(1, 2))
     assert script.round({1: [(5, 9)]}) == [(5, 9)]
@@ -244,6 +250,20 @@ def test_query_without_an_answer_and_without_a_master_waits_for_one():
     script.application.clients_changed(script.application.next_deadline() - 0.01)
     script.due()
     assert len(script.below.polls) == 2
+
+
+def test_rest_that_ends_without_a_master_is_followed_by_the_shortest_wait():
+    script = Script()
+    for _ in range(5):
+        script.answer(1, [], T)
+        script.due()
+        script.due()
+    script.answer(1, [], T)
+    script.due()
+    script.below.master = False
+    over = script.due()
+    assert script.state is ApplicationState.RESTING
+    assert script.application.next_deadline() == over + script.parameters.empty_query_wait
 
 
 def test_answers_of_the_last_round_do_not_count_in_the_next():
@@ -368,6 +388,18 @@ def test_blocks_are_sent_again_at_once_when_the_round_changed_what_somebody_miss
     script.due()
     assert script.state is ApplicationState.DATA
     assert len(script.below.given) == 2
+
+
+def test_client_that_the_last_round_left_out_waits_for_nothing_though_it_misses_what_it_missed_before():
+    """Its answer was lost, so the round could bring it nothing: that is no disk that stands still."""
+    script = Script(clients=(1, 2))
+    script.round({1: [(1, 10)], 2: [(11, 20)]})
+    script.application.data_empty(T + 5)
+    script.round({2: [(15, 20)]})
+    script.application.data_empty(T + 10)
+    assert script.round({1: [(1, 10)], 2: [(15, 20)]}) == [(1, 10), (15, 20)]
+    assert script.state is ApplicationState.DATA
+    assert script.application.rounds == 3
 
 
 def test_wait_for_a_disk_that_stands_still_is_short_again_when_it_has_moved():

@@ -79,6 +79,14 @@ def test_spm_numbers_count_upwards_through_every_state(alone):
     assert [spm.spm_seq_no for spm, _ in alone.sent(Spm)] == [2, 3]
 
 
+def test_spm_numbers_have_no_gaps(alone):
+    alone.sent()
+    for _ in range(40):
+        alone.data._send_spm(T + 2)
+    numbers = [spm.spm_seq_no for spm, _ in alone.sent(Spm)]
+    assert numbers == list(range(numbers[0], numbers[0] + 40))
+
+
 def test_back_offs_are_twice_the_round_trip_and_a_fifth_of_a_millisecond_a_client():
     server = Round(20, rtt=0.015)
     server.data._send_spm(T + 2)
@@ -294,6 +302,26 @@ def test_ack_of_nothing_new_is_accepted_and_opens_nothing(alone):
     assert alone.data.window.size == size
 
 
+def test_every_one_of_three_hundred_acks_moves_the_window_and_opens_it(alone):
+    alone.open_window(alone.master, T + 2)
+    alone.data.take_odata(64, T + 2)
+    first, size = alone.data.mc_trail, alone.data.window.size
+    for number in range(1, 301):
+        assert alone.ack(alone.master, first + number, T + 2) is None
+        assert alone.data.mc_trail == first + number
+        assert alone.data.window.size == size + 2 * number
+        alone.data.take_odata(1, T + 2)
+
+
+@pytest.mark.parametrize("packets", [1, 65, 1000, 8000])
+def test_ack_of_many_packets_opens_the_window_by_twice_as_many(alone, packets):
+    alone.data.give([(1, 10_000)])
+    alone.data.window.size = packets
+    alone.data.take_odata(packets, T + 2)
+    assert alone.ack(alone.master, packets, T + 2) is None
+    assert alone.data.window.size == min(3 * packets, 16_384)
+
+
 def test_ack_is_nothing_in_qcc_state(alone):
     alone.data.give([(1, 9)])
     alone.send_all(T + 2)
@@ -348,6 +376,26 @@ def test_repair_carries_the_block_that_its_number_carried(alone):
     alone.data.take_odata(9, T + 2)
     alone.nack(alone.master, [(1, 4)], T + 3)
     assert alone.data.take_repairs(9) == [(1, 501), (2, 900), (3, 901), (4, 902)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 43, 44, 45, 352])
+def test_every_packet_of_a_run_of_any_size_is_repaired_with_its_own_block(alone, size):
+    alone.data.give([(501, 501 + 703)])
+    alone.data.window.size = 704
+    while alone.data.take_odata(size, T + 2) is not None:
+        pass
+    alone.nack(alone.master, [(1, 704)], T + 3)
+    assert alone.data.take_repairs(704) == [(1 + place, 501 + place) for place in range(704)]
+
+
+@pytest.mark.parametrize("count", [64, 72, 80, 500])
+def test_all_ranges_of_a_nack_are_repaired_however_many(alone, count):
+    alone.data.give([(1, 2 * count)])
+    alone.data.window.size = 2 * count
+    alone.data.take_odata(2 * count, T + 2)
+    lost = [2 * number + 1 for number in range(count)]
+    alone.nack(alone.master, [(seq, seq) for seq in lost], T + 3)
+    assert alone.repairs() == lost
 
 
 def test_what_is_not_in_the_list_is_skipped(alone):
@@ -692,6 +740,17 @@ def test_packets_go_when_they_are_a_second_old_and_below_the_acknowledged_one(al
     assert to is None
     assert (spm.trail_odata_seq_no, spm.lead_odata_seq_no) == (lead, lead)
     assert alone.data.packets.find(lead) is not None
+
+
+def test_one_packet_that_goes_is_told_like_many(alone):
+    alone.data.give([(1, 2)])
+    alone.data.take_odata(1, T + 2)
+    alone.ack(alone.master, 1, T + 2)
+    alone.data.take_odata(1, T + 2)
+    alone.ack(alone.master, 2, T + 2)
+    alone.sent()
+    alone.data.cleanup_timer(T + 3.001)
+    assert [spm.trail_odata_seq_no for spm, _ in alone.sent(Spm)] == [2]
 
 
 def test_unacknowledged_packets_stay_however_old(alone):
@@ -1048,6 +1107,16 @@ def test_slow_master_that_moves_holds_the_others_for_as_long_as_it_moves(narrow)
     narrow.ack(slow, 120, now + 1.8)  # nothing new is no progress
     narrow.data.cleanup_timer(now + 1.95)
     assert narrow.data.mc_trail == 200
+
+
+def test_slow_master_that_moves_by_one_packet_moves(narrow):
+    slow, now = behind_in_steps(narrow)
+    report(narrow, slow, 100, now)
+    for step in range(1, 5):
+        narrow.ack(slow, 100 + step, now + 0.9 * step)
+        narrow.data.cleanup_timer(now + 0.9 * step + 0.5)
+        assert narrow.data.mc_trail == 100 + step
+    assert not narrow.clients.active[slow].gave_up_on
 
 
 def test_what_was_reached_is_remembered_through_two_changes_of_the_master(narrow):

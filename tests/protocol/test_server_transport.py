@@ -488,10 +488,10 @@ def test_wait_goes_on_growing_when_another_client_comes(server):
 def test_qcc_numbers_count_upwards_without_gaps(server):
     server.activate(1, T)
     seqs = [packet.qcc_seq_no for packet, _ in server.sent(Qcc)]
-    for _ in range(5):
+    for _ in range(40):
         server.transport.handle_timers(server.timers.get(ServerTimer.IN_STATE_QCC))
         seqs += [packet.qcc_seq_no for packet, _ in server.sent(Qcc)]
-    assert seqs == [1, 2, 3, 4, 5, 6]
+    assert seqs == list(range(1, 42))
 
 
 def test_no_master_is_chosen_before_the_wait_is_over(server):
@@ -673,6 +673,15 @@ def test_master_that_leaves_is_replaced_at_once_by_who_has_answered(server):
     assert server.transport.state is ServerState.DATA
     assert server.data.master_client_id == other
     assert [spm.master_client_id for spm, _ in server.sent(Spm)] == [other]
+
+
+def test_who_has_not_answered_the_qcc_just_sent_takes_over_all_the_same(server):
+    (master, other), _ = server.data_state(1, 2)
+    now = server.timers.get(ServerTimer.OUT_STATE_QCC)
+    server.transport._out_state_qcc_timer(now)
+    server.receive(Leave(master, LeaveReason.COMPLETE), server.where[master], now + 0.001)
+    assert server.transport.state is ServerState.DATA
+    assert server.data.master_client_id == other
 
 
 def test_of_those_who_still_miss_blocks_the_slowest_takes_over(server):
@@ -1188,6 +1197,28 @@ def test_session_ends_after_300_seconds_without_any_client(server):
     assert server.transport.terminated
     assert server.events()[-1:] == [Terminated()]
     assert server.timers.next_deadline() == math.inf
+
+
+@pytest.mark.parametrize("kind", ["join", "qcr", "ack", "nack", "poll_ack", "leave"])
+def test_whatever_is_accepted_of_a_client_keeps_a_session_alive(server, kind):
+    (master, other), _ = server.data_state(1, 2)
+    server.transport.poll(b"")
+    now = T + 100
+    match kind:
+        case "join":
+            server.join(3, now)
+        case "qcr":
+            assert server.qcr(other, now) is None
+        case "ack":
+            assert server.ack(master, 0, now) is None
+        case "nack":
+            assert server.nack(other, [], now) is None
+        case "poll_ack":
+            assert server.receive(PollAck(other, 1, b"payload"), server.where[other], now) is None
+        case "leave":
+            packet = Leave(other, LeaveReason.COMPLETE)
+            assert server.receive(packet, server.where[other], now) is None
+    assert server.timers.get(ServerTimer.INACTIVITY) == now + 300
 
 
 def test_dropped_packets_do_not_keep_a_session_alive(server):

@@ -1,5 +1,7 @@
 """The send window, and the list of packets that can be repaired."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,6 +45,16 @@ def test_growth_ends_at_the_maximum():
     assert window.size == 64
     window.acknowledged(16)
     assert window.size == 64
+
+
+def test_window_grows_without_a_rest_from_one_packet_to_its_maximum():
+    window = Window(16_384, 16_384)
+    sizes = [1]
+    while window.size < 16_384:
+        window.acknowledged(min(window.size, 352))
+        sizes.append(window.size)
+    assert all(after == min(before + 2 * min(before, 352), 16_384) for before, after in pairwise(sizes))
+    assert len(sizes) < 40
 
 
 def test_ack_of_nothing_new_does_not_grow_the_window():
