@@ -997,6 +997,7 @@ def test_sender_keeps_the_documents_books(script):
                 while head < trail and sent_at[head][0] < now - 1.0:
                     head += 1
         assert data.window.size == size
+        assert data.repairs_waiting == len(queued)
         assert (data.mc_trail, data.mc_lead) == (trail, len(blocks))
         assert data.trail == (head if blocks else 0)
         assert data.sendable() == (max(0, size - (len(blocks) - trail)) if given else 0)

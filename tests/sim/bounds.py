@@ -7,6 +7,8 @@ A server keeps
   master that is behind keeps them longer, but nothing is sent meanwhile (deviation 55);
 - moments of repairs: one for each of those packets;
 - repairs to be sent: `max_repairs_queued`;
+- repairs that were taken and have not left: what the driver reads ahead, 319 in the program (`_REPAIRS_AHEAD`
+  and a last set of 64), none here, where they leave at once;
 - ranges to be sent: 64 for each answer to a query (MS-WDSMA 2.2.3), and no more than every other block.
 
 A client keeps
@@ -59,6 +61,7 @@ class ServerBounds:
         require(kept <= data.window.maximum + self._burst, f"{kept} packets are kept for repairs")
         require(len(data.packets._resent) <= kept, "moments of repairs outlive their packets")
         require(data.repairs_waiting <= parameters.max_repairs_queued, "too many repairs queued")
+        require(not data._leaving, "repairs that have left are taken for waiting")
         require(len(lists.active) <= parameters.max_clients, "too many active clients")
         require(len(lists.pending) <= parameters.max_pending_clients, "too many pending clients")
         self.largest_pending = max(self.largest_pending, len(lists.pending))

@@ -140,7 +140,7 @@ def test_a_client_cut_off_for_less_than_its_inactivity_timeout_goes_on_and_for_m
 
 @pytest.mark.parametrize("seconds", [29.0, 31.0])
 @pytest.mark.parametrize("seed", seeds(2))
-def test_a_client_that_sleeps_longer_than_its_inactivity_timeout_ends_clearly(seed, seconds):
+def test_a_client_that_sleeps_goes_on_within_its_inactivity_timeout_and_ends_clearly_beyond(seed, seconds):
     sim = Simulation(seed, size=4 * MEGABYTE, rate=12.5e6)
     server = sim.server(min_clients=2)
     clients = sim.clients(server, 2)

@@ -1,4 +1,4 @@
-"""What a request must be, field by field, without a session."""
+"""What a request must be, without a session: its limits, and what `test_bad_use.py` does not try."""
 
 import dataclasses
 
@@ -58,35 +58,18 @@ def test_options_at_their_limits_are_taken_as_they_are(options):
 @pytest.mark.parametrize(
     ("options", "fields", "named"),
     [
-        ({"interface": 5}, {}, "interface"),
         ({"interface": b"eth0"}, {}, "interface"),
-        ({"port": 0}, {}, "port"),
-        ({"port": 65536}, {}, "port"),
-        ({"port": "5041"}, {}, "port"),
         ({"port": 5041.0}, {}, "port"),
-        ({"security": "sign"}, {}, "security"),
-        ({"timeout": 0}, {}, "timeout"),
         ({"timeout": -1.0}, {}, "timeout"),
-        ({"timeout": float("inf")}, {}, "timeout"),
-        ({"timeout": float("nan")}, {}, "timeout"),
         ({"timeout": "30"}, {}, "timeout"),
         ({"timeout": None}, {}, "timeout"),
-        ({}, {"ulLength": 63}, "ulLength"),
-        ({}, {"ulApiVersion": 2}, "ulApiVersion"),
-        ({}, {"ulAuthLevel": 0}, "ulAuthLevel"),
-        ({}, {"ulAuthLevel": 3}, "ulAuthLevel"),
-        ({}, {"ulProtocol": 0}, "ulProtocol"),
-        ({}, {"pvProtocolData": b""}, "pvProtocolData"),
         ({}, {"ulProtocolDataLength": 1}, "pvProtocolData"),
-        ({}, {"ulCacheSize": -1}, "ulCacheSize"),
-        ({}, {"ulCacheSize": 1 << 32}, "ulCacheSize"),
-        ({}, {"ulCacheSize": 1.5}, "ulCacheSize"),
         ({}, {"ulCacheSize": None}, "ulCacheSize"),
-        *[({}, {name: ""}, name) for name in ("pwszServer", "pwszNamespace", "pwszObjectName")],
-        *[({}, {name: None}, name) for name in ("pwszServer", "pwszNamespace", "pwszObjectName")],
-        *[({}, {name: "a\0b"}, name) for name in ("pwszServer", "pwszNamespace", "pwszObjectName")],
+        ({}, {"pwszNamespace": ""}, "pwszNamespace"),
+        ({}, {"pwszObjectName": None}, "pwszObjectName"),
+        ({}, {"pwszServer": "a\0b"}, "pwszServer"),
+        ({}, {"pwszObjectName": "a\0b"}, "pwszObjectName"),
         ({}, {"pwszNamespace": "\ud800"}, "pwszNamespace"),
-        ({}, {"pwszObjectName": "\ud800"}, "pwszObjectName"),
     ],
 )
 def test_what_cannot_be_is_invalid_parameter_and_names_what_it_is(options, fields, named):
@@ -95,14 +78,8 @@ def test_what_cannot_be_is_invalid_parameter_and_names_what_it_is(options, field
     assert caught.value.winerror == w.ERROR_INVALID_PARAMETER
 
 
-def test_authentication_is_not_supported_and_says_so():
-    with pytest.raises(w.WdsTransportClientError, match="NO_AUTH") as caught:
-        checked(ulAuthLevel=w.WDS_TRANSPORTCLIENT_AUTH)
-    assert caught.value.winerror == w.ERROR_NOT_SUPPORTED
-
-
 def test_structures_have_the_lengths_of_their_64_bit_layouts():
-    # 4 ULONG in 16 bytes with padding, 3 pointers, 2 ULONG, 1 pointer, 1 ULONG, to a multiple of 8.
+    # 3 ULONG in 16 bytes with padding, 3 pointers, 2 ULONG, 1 pointer, 1 ULONG, to a multiple of 8.
     assert request().ulLength == 64
     assert w.TRANSPORTCLIENT_SESSION_INFO(10, 5).ulStructureLength == 24
 

@@ -1,12 +1,12 @@
 """The fast forms of ACK, NACK and NCF against the declarations, on good packets and on broken ones."""
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
-from hypothesis import HealthCheck, given, settings
+from data_batches import MODES, SESSION, STEADY, every_mode
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wdstransport.wire.answers import decode_answer, encode_answer
-from wdstransport.wire.security import ChecksumSecurity, HashSecurity, NoSecurity, SignSecurity
+from wdstransport.wire.security import ChecksumSecurity
 from wdstransport.wire.transport import (
     LOSS_SCALE,
     Ack,
@@ -18,17 +18,6 @@ from wdstransport.wire.transport import (
     decode,
     encode,
 )
-
-SESSION = 0x6D19EE7E
-STEADY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-KEY = rsa.generate_private_key(public_exponent=65537, key_size=1024)
-MODES = {
-    "none": NoSecurity,
-    "hash": lambda: HashSecurity(b"0123456789abcdef01234567"),
-    "sign": lambda: SignSecurity(KEY),
-    "checksum": ChecksumSecurity,
-}
-every_mode = pytest.mark.parametrize("mode", MODES)
 
 u64 = st.integers(0, 2**64 - 1)
 ids = st.integers(0, 2**32 - 1)

@@ -340,7 +340,7 @@ class DataState:
         interval = self._parameters.cleanup_data_list_interval
         self._transport.timers.set(ServerTimer.CLEANUP_DATA_LIST, now + interval)
         if self.packets.clean_up(now - 1.0, self.mc_trail):
-            head = self.packets.first_seq if self.packets else self.mc_trail
+            head = self.trail
             self._leaving = {seq for seq in self._leaving if seq >= head}
             self._send_spm(now)
         self._check_empty(now)
