@@ -69,6 +69,13 @@ def test_only_a_late_client_does_not_know_where_its_list_starts(data):
     assert not late.unplaced
 
 
+@pytest.mark.parametrize("lost", [1, 100])
+def test_spm_counts_every_packet_of_a_lost_tail(data, lost):
+    run(data, 1)
+    data.on_spm(spm(1, trail=1, lead=1 + lost))
+    assert data.loss.rate == pytest.approx(1 - (1 - 500 / 65536) ** lost)
+
+
 def test_spm_before_anything_was_sent_starts_nothing(data):
     data.on_spm(spm(1, lead=0, trail=0))
     assert data.first == 0

@@ -411,6 +411,18 @@ def test_leave_says_why_and_is_the_last_word(client, why, reason):
     assert client.sent(T + 60) == []
 
 
+@pytest.mark.parametrize("count", [1, 44, 352])
+def test_stored_blocks_leave_nothing_charged_however_many_came_together(count):
+    size = 1000
+    client = ClientWire(total_blocks=1000, block_size=size).regular()
+    data = client.data(1, 1, count, block_len=size)
+    client.hear(data, T, segment=len(data) // count)
+    (event,) = arrived(client)
+    assert client.session.cache_room < client.session.cache_size
+    client.session.stored(event, T)
+    assert client.session.cache_room == client.session.cache_size
+
+
 def test_demoted_client_joins_the_lower_session_with_its_blocks(client):
     data = client.data(1, 1, 40)
     client.hear(data, T, segment=len(data) // 40)

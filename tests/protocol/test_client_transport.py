@@ -399,6 +399,26 @@ def test_poll_is_answered_within_its_back_off_with_the_missing_ranges(client):
     )
 
 
+def test_client_that_has_everything_answers_a_poll_with_nothing(client):
+    client.application.data(1, 100_000)
+    client.receive(poll(1), T + 1)
+    client.transport.handle_timers(T + 1.2)
+    (answer,) = client.sent(PollAck)
+    assert decode(answer.app_data) == CntCir(progress=100, time_in_session=1, ranges=())
+
+
+@pytest.mark.parametrize("last", [2**16 - 1, 2**16, 2**32 - 1, 2**32, 2**64 - 2])
+def test_numbers_of_poll_and_spm_and_qcc_are_compared_whole(client, last):
+    assert client.receive(poll(last), T) is None
+    assert client.spm(T, last) is None
+    assert client.receive(Qcc(min(last, 2**32 - 1), 500), T) is None
+    for seq in (0, 1, last - 1, last):
+        assert client.receive(poll(seq), T) is DropReason.STALE
+        assert client.spm(T, seq) is DropReason.STALE
+    assert client.receive(poll(last + 1), T) is None
+    assert client.spm(T, last + 1) is None
+
+
 def test_poll_draws_spread_over_the_whole_back_off():
     draws = []
     for seed in range(60):
@@ -599,6 +619,25 @@ def test_stale_spm_is_not_acknowledged(client):
     assert client.spm(T, 2, master=ME) is DropReason.STALE
     assert client.spm(T, 1, master=ME) is DropReason.STALE
     assert client.sent() == []
+
+
+def test_each_spm_is_acknowledged_with_its_own_time(client):
+    for number in (1, 2, 3):
+        client.spm(T + number, number, master=ME, trail=1, lead=1, sender_time=100 * number)
+    assert [packet.server_time for packet in client.sent(Ack)] == [100, 200, 300]
+
+
+@pytest.mark.parametrize("lost", [999, 1000, 1001, 5000, 60_000])
+def test_hole_of_any_length_is_asked_for_whole_and_stays_missing_however_far_behind_it_is(client, lost):
+    client.odata(T, 1)
+    client.odata(T, lost + 2, master=OTHER)
+    client.spm(T, 1, master=OTHER, trail=1, lead=lost + 2 + 30_000)
+    client.sent()
+    client.transport._nack_timer(T + 1)
+    tail = (lost + 3, lost + 2 + 30_000)
+    assert [packet.ranges for packet in client.sent(Nack)] == [((2, lost + 1), tail)]
+    literal = (1 - 500 / 65536) ** (lost + 30_000)
+    assert client.data.loss.rate == pytest.approx(1 - literal, abs=1e-2)
 
 
 def test_spm_alone_shows_the_loss_of_the_tail(client):

@@ -210,6 +210,15 @@ def test_only_what_was_not_there_is_fresh():
     assert blocks.count == 10
 
 
+@pytest.mark.parametrize("first", [2, 65_536, 65_537, 80_000, 524_289, 600_000])
+def test_late_start_of_a_long_content_misses_all_before_it_and_nothing_else(first):
+    blocks = BlockMap(first + 70_000)
+    blocks.add(first, 70_001)
+    assert blocks.missing(9) == ((1, first - 1),)
+    blocks.add(1, first - 1)
+    assert blocks.complete
+
+
 def test_missing_stops_at_the_limit_with_the_lowest_ranges():
     blocks = BlockMap(20)
     for block in range(2, 20, 2):

@@ -317,6 +317,16 @@ def test_whom_the_last_round_brought_nothing_keeps_no_younger_client_waiting(aga
     assert script.below.given[1] == ([(1, 60)] if counts else again)
 
 
+def test_every_plan_has_a_number_of_its_own_though_it_is_the_same():
+    script = Script()
+    numbers = []
+    for turn in range(20):
+        script.round({1: [(turn + 1, 900)]})
+        numbers.append(script.application.plan_number)
+        script.application.data_empty(T + turn)
+    assert numbers == list(range(1, 21))
+
+
 def test_round_begins_are_told_once():
     script = Script(clients=(1, 2))
     script.round({1: [(1, 9)]})

@@ -839,6 +839,13 @@ def test_round_with_others_is_over_when_the_last_packet_is_a_second_old(pair):
     assert empties(pair) == [T + 3]
 
 
+def test_round_with_others_that_were_kicked_is_over_at_once(pair):
+    pair.data.give([(1, 50)])
+    pair.transport.kick(pair.others[0], KickReason.FAIL, T + 2)
+    finish(pair, T + 2)
+    assert empties(pair) == [T + 2]
+
+
 def test_round_with_others_is_over_a_second_after_its_last_packet_whenever_that_was_acknowledged(pair):
     pair.data.give([(1, 1)])
     pair.send_all(T + 2)
@@ -1154,6 +1161,23 @@ def test_nack_that_changes_the_master_sets_the_window_to_what_the_new_one_has(na
     narrow.nack(slow, ((121, 125), (150, 151)), now, loss=10**15, hi=199)
     assert narrow.data.master_client_id == slow
     assert narrow.data.mc_trail == 120
+
+
+def test_nack_that_changes_the_master_drops_no_repair_that_waits(narrow):
+    slow, now = behind_in_steps(narrow)
+    narrow.nack(narrow.master, ((130, 131),), now + 1, hi=200)
+    narrow.nack(slow, ((121, 122),), now + 1, loss=10**15, hi=199)
+    assert narrow.data.master_client_id == slow
+    assert [seq for seq, _ in narrow.data.take_repairs(9)] == [130, 131, 121, 122]
+
+
+def test_master_given_up_on_leaves_what_nobody_acknowledged_in_flight(narrow):
+    slow, now = behind_in_steps(narrow)
+    narrow.data.take_odata(30, now)
+    report(narrow, slow, 100, now)
+    assert narrow.data.in_flight == 130
+    narrow.data.cleanup_timer(now + 1.0)
+    assert (narrow.data.mc_trail, narrow.data.in_flight) == (200, 30)
 
 
 def test_ack_below_what_the_new_master_named_itself_does_not_move_the_window_back(narrow):

@@ -184,6 +184,14 @@ def test_joinack_tells_back_offs_and_round_trip_of_the_data_state(server):
     assert (answer.min_nack_back_off, answer.max_nack_back_off, answer.rtt) == (60, 60, 30)
 
 
+def test_joinack_tells_no_round_trip_in_qcc_state_after_the_data_state(server):
+    _, now = server.data_state(1, rtt=0.015)
+    server.transport.enter_qcc(now)
+    server.sent()
+    server.join(2, now)
+    assert [packet.rtt for packet, _ in server.sent(JoinAck)] == [0]
+
+
 def test_joinack_is_sent_three_times_in_all_and_the_client_forgotten(server):
     client = server.join(1, T)
     server.sent()
@@ -739,6 +747,15 @@ def test_poll_goes_to_the_group_with_its_number_and_back_off(server):
     assert server.sent() == [(Poll(1, 200, b"query"), None), (Poll(2, 200, b"query"), None)]
 
 
+def test_poll_numbers_count_on_when_everybody_has_gone_and_others_come(server):
+    (client,), now = server.data_state(1)
+    server.transport.poll(b"a")
+    server.receive(Leave(client, LeaveReason.COMPLETE), server.where[client], now)
+    server.activate(2, now + 1)
+    server.transport.poll(b"b")
+    assert [packet.poll_seq_no for packet, _ in server.sent(Poll)] == [1, 2]
+
+
 def test_pollack_must_answer_the_latest_poll(server):
     client = server.activate(1, T)
     server.transport.poll(b"")
@@ -1017,6 +1034,27 @@ def test_closing_repeats_kick_sooner_until_everybody_has_left(server):
     server.receive(Leave(two, LeaveReason.CANCELLED), server.where[two], now)
     server.transport.handle_timers(now + 2 * interval)
     assert server.sent(Kick) == []
+
+
+def test_closing_session_tells_whom_it_demoted_until_it_has_left(server):
+    client, other = server.activate(1, T), server.activate(2, T)
+    server.transport.demote(client, LOWER, T)
+    server.transport.close(KickReason.FALLBACK, T)
+    server.sent()
+    server.transport.handle_timers(T + 0.5)
+    assert [packet.clients for packet, _ in server.sent(Demote)] == [(client,)]
+    assert other in server.clients.kicked
+
+
+def test_removed_client_is_forgotten_when_it_is_silent_whoever_else_is_there(server):
+    kicked, demoted, other = (server.activate(number, T) for number in (1, 2, 3))
+    server.transport.kick(kicked, KickReason.FAIL, T)
+    server.transport.demote(demoted, LOWER, T)
+    server.qcr(other, T + 50)
+    server.transport._client_cleanup_timer(T + 61)
+    assert not server.clients.kicked
+    assert not server.clients.demoted
+    assert set(server.clients.active) == {other}
 
 
 def test_closing_session_admits_nobody(server):

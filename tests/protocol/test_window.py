@@ -148,6 +148,19 @@ def test_packet_is_found_with_its_block_and_the_time_it_left():
     assert (packets.first_seq, packets.last_seq, packets.last_created) == (1, 5, 6.0)
 
 
+def test_last_send_times_of_many_repairs_outlive_a_cleanup():
+    packets = DataPacketList()
+    packets.append(SentRun(1, 1, 30_000, 5.0))
+    for seq in range(1, 30_001):
+        packets.resent(seq, 7.5)
+    packets.clean_up(6.0, 100)
+    assert [packets.find(seq) for seq in (100, 15_000, 30_000)] == [
+        (100, 7.5),
+        (15_000, 7.5),
+        (30_000, 7.5),
+    ]
+
+
 def test_resent_packet_has_a_new_last_send_time_and_its_neighbours_have_not():
     packets = DataPacketList()
     packets.append(SentRun(1, 11, 3, 5.0))
