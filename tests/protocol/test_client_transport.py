@@ -82,18 +82,26 @@ def test_join_is_repeated_every_500_ms_until_it_is_answered():
     assert script.sent(Join) == []
 
 
-def test_client_that_hears_of_no_session_for_five_seconds_sends_its_join_again():
+def joins_while(script, first, last, *, spm_until=0.0):
+    """When the client sends JOIN, in tenths of a second from `first` to `last`, SPM coming every second."""
+    sent = []
+    for tenth in range(round(first * 10), round(last * 10) + 1):
+        now = T + tenth / 10
+        if tenth % 10 == 0 and tenth / 10 <= spm_until:
+            script.transport.heard(now)
+            script.spm(now, tenth)
+        script.transport.handle_timers(now)
+        sent += [tenth / 10] * len(script.sent(Join))
+    return sent
+
+
+def test_client_that_hears_of_no_session_for_five_seconds_sends_its_join_again_and_then_ever_less_often():
     script = ClientScript()
     script.regular(T)
     script.spm(T + 1, 1)
     script.sent()
-    script.transport.handle_timers(T + 5.9)
-    assert script.sent(Join) == []
-    script.transport.handle_timers(T + 6)
-    assert len(script.sent(Join)) == 1
+    assert joins_while(script, 1, 28.4) == [6.0, 6.5, 7.5, 9.5, 13.5, 18.5, 23.5]
     assert script.transport.state is ClientState.REGULAR
-    script.transport.handle_timers(T + 11)
-    assert len(script.sent(Join)) == 1
 
 
 def test_nack_that_brings_nothing_is_repeated_ever_less_often_and_at_last_every_50_ms():
@@ -267,13 +275,10 @@ def test_hearing_the_server_while_leaving_does_not_bring_the_timer_back(client):
 # ---------------------------------------------------------------------- a server that forgot this client
 
 
-def test_client_that_is_not_counted_joins_again_every_five_seconds(client):
-    for turn in (1, 2, 3):
-        client.transport.heard(T + 5 * turn - 1)
-        client.transport.handle_timers(T + 5 * turn - 0.001)
-        assert client.sent(Join) == []
-        client.transport.handle_timers(T + 5 * turn)
-        assert len(client.sent(Join)) == 1
+def test_client_that_is_not_counted_joins_again_though_it_hears_the_server(client):
+    for second in range(1, 30):
+        client.transport.heard(T + second)
+    assert joins_while(client, 1, 28.4) == [5.0, 5.5, 6.5, 8.5, 12.5, 17.5, 22.5, 27.5]
     assert client.transport.state is ClientState.REGULAR
 
 
@@ -309,26 +314,16 @@ def test_spm_alone_puts_joining_again_off_for_30_seconds_only(client):
     assert len(client.sent(Join)) == 1
 
 
-def test_joining_again_is_repeated_after_five_seconds_though_spm_comes_until_it_is_answered(client):
-    for second in range(1, 30):
-        client.transport.heard(T + second)
-        client.spm(T + second, second)
-    client.transport.handle_timers(T + 30)
-    assert len(client.sent(Join)) == 1
-    for second in (31, 32, 33, 34):
-        client.spm(T + second, second)
-        client.transport.handle_timers(T + second)
-    assert client.sent(Join) == []
-    client.transport.handle_timers(T + 35)
-    assert len(client.sent(Join)) == 1
-    client.receive(JoinAck(ME, 0, 0, 0, ms(T)), T + 36)
-    for second in range(37, 66):
-        client.transport.heard(T + second)
-        client.spm(T + second, second)
-        client.transport.handle_timers(T + second)
-    assert client.sent(Join) == []
-    client.transport.handle_timers(T + 66)
-    assert len(client.sent(Join)) == 1
+def test_joining_again_is_repeated_though_spm_comes_until_it_is_answered(client):
+    assert joins_while(client, 1, 42.4, spm_until=99) == [30.0, 30.5, 31.5, 33.5, 37.5]
+    client.receive(JoinAck(ME, 0, 0, 0, ms(T)), T + 42.4)
+    assert joins_while(client, 42.5, 73.4, spm_until=99) == [72.4, 72.9]
+
+
+def test_sign_that_somebody_is_counted_makes_repetition_begin_quickly_again(client):
+    assert joins_while(client, 1, 12) == [5.0, 5.5, 6.5, 8.5]
+    client.odata(T + 12, 1)
+    assert joins_while(client, 12, 19) == [17.0, 17.5, 18.5]
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ class ClientTransport:
         self._nack_repeats = 0
         self._last_nacked = (0, 0)
         self._weak_until = now
+        self._rejoins = 0
         self._arrived: list[BlockRun] = []
         self.timers.set(ClientTimer.INACTIVITY, now + parameters.inactivity_timeout)
         self._send_join(now)
@@ -206,13 +207,17 @@ class ClientTransport:
         interval = self.parameters.rejoin_interval
         if strongly:
             self._weak_until = now + 6 * interval
+            self._rejoins = 0
         self.timers.set(ClientTimer.REJOIN, min(now + interval, max(now, self._weak_until)))
 
     def _rejoin_timer(self, now: float) -> None:
         self.outbox.put(self._join)
-        # Until it is answered, SPM must not put off the next one: this JOIN may be lost, too.
-        self._weak_until = now + self.parameters.rejoin_interval
-        self._counted_in(now, strongly=False)
+        # This JOIN or its answer may be lost, too: the next one comes as soon as at the beginning, but ever
+        # less often for a server that is gone. Until it is answered, SPM must not put it off.
+        wait = self.parameters.join_interval * 2 ** min(self._rejoins, 16)
+        self._weak_until = now + min(wait, self.parameters.rejoin_interval)
+        self._rejoins += 1
+        self.timers.set(ClientTimer.REJOIN, self._weak_until)
 
     def _on_spm(self, packet: Spm, sender_time: int, now: float) -> DropReason | None:
         """3.2.5.9."""
