@@ -8,6 +8,7 @@ import pytest
 from hosts import Receiver, Server
 from network import Bursts, Chance, Conditions, Network, Path
 from scenario import MEGABYTE, Simulation, seeds
+from witness import Witness
 from world import SimulationFailure, World
 
 from wdstransport.protocol.client_application import ClientApplication
@@ -16,6 +17,10 @@ from wdstransport.protocol.events import BlocksArrived
 from wdstransport.protocol.ranges import RangeSet
 from wdstransport.protocol.window import DataPacketList
 from wdstransport.wire.application import CntCir, encode
+from wdstransport.wire.batch import Batch
+from wdstransport.wire.security import NoSecurity
+from wdstransport.wire.transport import Ack, Join, JoinAck, OData
+from wdstransport.wire.transport import encode as encode_packet
 
 
 def story(sim):
@@ -126,6 +131,27 @@ def test_a_session_that_forgets_its_losses_is_noticed(monkeypatch):
     sim.clients(sim.server(min_clients=2), 2)
     with pytest.raises(SimulationFailure, match=r"seed 1.*client \d acknowledged \d+, but \d+ never came"):
         sim.run()
+
+
+def test_the_answer_to_an_earlier_process_on_the_same_port_is_not_taken_for_this_one_s():
+    world, server = World(1), ("10.1.0.1", 5001)
+    witness = Witness(world, "client 2", session_id=7, total_blocks=9, have=(), checksums=False)
+
+    def of(packet, sender_time):
+        return encode_packet(packet, session_id=7, sender_time=sender_time, security=NoSecurity())
+
+    def hears(packet):
+        datagram = of(packet, 0)
+        witness.heard(Batch(memoryview(datagram), len(datagram), server, datagram))
+
+    witness.sent(of(Join("pc", bytes(4), bytes(6)), 2000))
+    hears(JoinAck(1, 1, 1, 1, client_time=1000))
+    hears(OData(0, 1, 1, bytes(8)))
+    hears(JoinAck(1, 1, 1, 1, client_time=2000))
+    hears(OData(0, 4, 1, bytes(8)))
+    witness.sent(of(Ack(1, 4, 0, 4, 0), 2001))  # its list begins with what came first to it
+    with pytest.raises(SimulationFailure, match="client 2 acknowledged 6, but 5 never came"):
+        witness.sent(of(Ack(1, 6, 0, 4, 0), 2002))
 
 
 def test_forgotten_losses_cost_further_rounds(monkeypatch):

@@ -15,7 +15,7 @@ from world import World
 
 from wdstransport.wire.batch import Batch
 
-_JOINACK, _SPM, _ODATA, _RDATA, _ACK, _NACK, _POLLACK = 0x03, 0x01, 0x06, 0x07, 0x08, 0x09, 0x0D
+_SPM, _JOIN, _JOINACK, _ODATA, _RDATA, _ACK, _NACK, _POLLACK = 0x01, 0x02, 0x03, 0x06, 0x07, 0x08, 0x09, 0x0D
 _RANGES = 64
 
 
@@ -42,6 +42,7 @@ class Witness:
         for start, end in have:
             self._there[start - 1 : end] = True
         self.broken = 0
+        self._joins: set[bytes] = set()
         self._client_id = b""
         self._begin()
 
@@ -58,6 +59,7 @@ class Witness:
     def moved(self, session_id: int) -> None:
         """A DEMOTE sent it to another session: the blocks stay, the numbers start anew."""
         self._session_id = session_id
+        self._joins.clear()
         self._begin()
 
     # ------------------------------------------------------------------ what reaches the client
@@ -70,6 +72,8 @@ class Witness:
                 if not self._genuine(datagram):
                     self.broken += 1
                 elif op_code == _JOINACK:
+                    if bytes(body[10:18]) not in self._joins:
+                        continue  # for an earlier process of this host at the same port
                     if bytes(body[:4]) != self._client_id:
                         # Of a server that has forgotten it; its numbers may begin anew.
                         self._begin()
@@ -122,7 +126,10 @@ class Witness:
     def sent(self, datagram: bytes) -> None:
         """A datagram leaves: it may not say what is not so."""
         op_code, body = body_of(memoryview(datagram))
-        if op_code == _ACK:
+        if op_code == _JOIN:
+            at = 5 + int.from_bytes(datagram[3:5]) + 5
+            self._joins.add(datagram[at : at + 8])  # SenderTime, which JOINACK echoes
+        elif op_code == _ACK:
             self._acknowledged(*struct.unpack_from(">QQQ", body, 4))
         elif op_code == _NACK:
             count = int.from_bytes(body[20:22])
