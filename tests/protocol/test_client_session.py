@@ -62,10 +62,12 @@ def content(event):
 # ---------------------------------------------------------------------- joining
 
 
-def test_join_leaves_at_once_with_the_time_of_leaving():
-    client = ClientWire(name="node-17")
-    ((header, join),) = client.sent(T + 0.003)
-    assert (header.session_id, header.sender_time) == (SESSION, ms(T + 0.003))
+@pytest.mark.parametrize("uptime", [0.0, 5_000_000.0], ids=["minutes", "two months"])
+@pytest.mark.parametrize("later", [0.0, 0.003, 0.0039])
+def test_join_leaves_at_once_with_the_time_of_leaving(later, uptime):
+    client = ClientWire(name="node-17", now=T + uptime)
+    ((header, join),) = client.sent(T + uptime + later)
+    assert (header.session_id, header.sender_time) == (SESSION, ms(T + uptime + later))
     assert isinstance(join, Join)
     assert join.client_name == "node-17"
 
@@ -243,6 +245,15 @@ def test_data_before_a_control_packet_of_the_same_length_is_still_delivered(clie
     assert client.session.over
 
 
+def test_control_packet_between_data_of_the_same_length_is_processed_after_it(client):
+    kick, data = kick_and_data(client)
+    client.hear(data[: len(kick)] + kick + data[len(kick) :], T, segment=len(kick))
+    assert [event.count for event in arrived(client)] == [2]
+    assert not client.session.dropped
+    client.session.handle_timers(T + 1)
+    assert client.session.over
+
+
 def test_control_packets_that_came_together_are_each_processed(client):
     spm, qcc = client.sealed(Spm(1, ME, 1, 1, 0, 5, 1)), client.sealed(Qcc(1, 0))
     client.hear(spm + qcc, T, segment=len(spm))
@@ -253,10 +264,12 @@ def test_control_packets_that_came_together_are_each_processed(client):
 
 
 def test_answers_that_are_the_same_leave_as_often_as_they_were_given(client):
-    ack, other = Ack(ME, 1, 2, 3, 4), Ack(ME, 2, 2, 3, 4)
-    for packet in (ack, ack, ack, other, other, ack):
+    ack, other, nack = Ack(ME, 1, 2, 3, 4), Ack(ME, 2, 2, 3, 4), Nack(ME, 1, 2, ((1, 2),))
+    report = Qcr(ME, 0, 0, 0, 0, 0, b"")
+    packets = [ack, ack, ack, other, other, ack, nack, ack, report, ack, report, nack, report, report, nack]
+    for packet in packets:
         client.transport.outbox.put(packet)
-    assert [packet for _, packet in client.sent(T)] == [ack, ack, ack, other, other, ack]
+    assert [packet for _, packet in client.sent(T)] == packets
 
 
 def test_data_with_options_of_others_is_delivered_one_by_one(client):
@@ -266,6 +279,25 @@ def test_data_with_options_of_others_is_delivered_one_by_one(client):
     (event,) = arrived(client)
     assert (event.runs[0].first_block, content(event)) == (4, [payload_of(4, 10)])
     assert [packet.odata_seq_no for _, packet in client.sent(T) if isinstance(packet, Ack)] == [1]
+
+
+class Slab:
+    """Somebody who lends the memory of a batch."""
+
+    def hold(self):
+        """Nothing here is used again."""
+
+    def release(self):
+        """Nor here."""
+
+
+def test_blocks_that_came_alone_name_whose_memory_they_lie_in(client):
+    owner = Slab()
+    for number, options in ((1, ()), (2, (Option(0x0999, b"new"),))):
+        block = encode_application(Data(number, payload_of(number, 10)))
+        data = client.sealed(OData(ME, number, 1, block, options))
+        client.session.receive(Batch(memoryview(data), len(data), SERVER, owner), T, multicast=True)
+    assert [event.batch.owner for event in arrived(client)] == [owner, owner]
 
 
 @pytest.mark.parametrize("payload", [b"", b"junk", encode_application(SrvCir())])
@@ -448,6 +480,25 @@ def test_demoted_client_joins_the_lower_session_with_its_blocks(client):
     client.hear(lower, T + 3, multicast=False, source=("10.0.0.5", 78))
     assert client.session.take_events() == [Joined(70)]
     assert client.transport.data.first == 0
+
+
+def test_counts_go_on_in_the_lower_session_and_everything_is_told_once():
+    client = ClientWire(total_blocks=3, name="node-17").regular()
+    client.hear(b"junk", T)
+    data = client.data(1, 1, 3)
+    client.hear(data, T, segment=len(data) // 3)
+    client.hear(client.data(4, 2, 1), T)
+    assert AllReceived() in client.session.take_events()
+    client.hear(Demote(9, bytes(4), 77, bytes(4), 78, (ME,)), T + 1)
+    client.session.handle_timers(T + 2)
+    client.sent(T + 2)
+    client.session.take_events()
+    client.session.enter_lower_session(9, ("10.0.0.5", 78), T + 2)
+    assert client.session.take_events() == []
+    assert client.session.dropped == {"not_wds": 1}
+    assert client.session.application.duplicates == 1
+    ((_, join),) = client.sent(T + 2)
+    assert (join.client_name, join.ip_address, join.mac_address) == ("node-17", bytes(4), bytes(6))
 
 
 # ---------------------------------------------------------------------- properties

@@ -886,6 +886,19 @@ def test_first_nack_to_a_server_that_began_anew_is_prompt_though_the_same_packet
     assert (first - now, second - first) == pytest.approx((0.002, 0.002))
 
 
+def test_repair_of_later_packets_alone_does_not_make_the_next_nack_prompt(client):
+    """Four NACKs for the same packet is what deviation 57 counts: this server repairs, but not that one."""
+    client.spm(T, 1, master=OTHER, low=2, high=2, trail=1, lead=1)
+    client.odata(T, 1, 3, *range(5, 45, 2), master=OTHER)
+    times = [T]
+    for seq in range(42, 2, -2):
+        due = client.timers.get(ClientTimer.NACK)
+        client.odata(due, seq, master=OTHER, rdata=True)
+        client.transport.handle_timers(due)
+        times.append(due)
+    assert times[-1] - times[-2] == pytest.approx(0.05)
+
+
 def test_long_back_off_is_not_shortened_by_the_limit_of_repetitions(client):
     client.spm(T, 1, master=OTHER, low=400, high=400, trail=1, lead=1)
     client.odata(T, 1, 5, master=OTHER)
@@ -902,12 +915,31 @@ def test_nack_names_what_is_missing_when_it_is_sent(client):
     assert client.sent(Nack)[0].ranges == ((2, 2), (4, 4))
 
 
-def test_second_loss_does_not_start_a_second_timer(client):
-    client.spm(T, 1, master=OTHER, low=100, high=100)
+def test_packets_and_losses_that_follow_do_not_change_when_the_first_loss_is_asked_for(client):
+    client.spm(T, 1, master=OTHER, low=1, high=1000)
     client.odata(T, 1, 3, master=OTHER)
     due = client.timers.get(ClientTimer.NACK)
-    client.odata(T + 0.05, 5, master=OTHER)
-    assert client.timers.get(ClientTimer.NACK) == due
+    for seq in (*range(5, 50, 2), *range(50, 70)):
+        client.odata(T, seq, master=OTHER)
+        assert client.timers.get(ClientTimer.NACK) == due
+
+
+def test_loss_after_one_that_was_asked_for_in_vain_and_then_repaired_is_asked_for_promptly(client):
+    client.spm(T, 1, master=OTHER, low=2, high=2, trail=1, lead=1)
+    client.odata(T, 1, 3, master=OTHER)
+    last = nack_times(client, T + 0.5)[-1]
+    client.odata(last, 2, master=OTHER)
+    assert nack_times(client, T + 1) == []
+    client.odata(T + 1, 5, master=OTHER)
+    first, second, *_ = nack_times(client, T + 1.2)
+    assert (first - T - 1, second - first) == pytest.approx((0.002, 0.002))
+
+
+@pytest.mark.parametrize(("low", "high"), [(100, 300), (300, 100)])
+def test_master_takes_the_shorter_back_off_whichever_comes_first(client, low, high):
+    client.spm(T, 1, master=ME, low=low, high=high)
+    client.odata(T, 1, 3, master=ME)
+    assert client.timers.get(ClientTimer.NACK) == pytest.approx(T + 0.1)
 
 
 def test_master_does_not_nack_again_while_its_timer_runs(client):
@@ -1226,15 +1258,24 @@ def test_leave_waits_up_to_200_ms_when_no_back_off_is_known():
     assert max(waits) > 0.17
 
 
-def test_leave_waits_up_to_the_larger_back_off_when_one_is_known():
+@pytest.mark.parametrize("high", [20, 1000])
+def test_leave_waits_up_to_the_larger_back_off_when_one_is_known(high):
     waits = []
     for seed in range(60):
-        script = ClientScript(seed=seed).regular(low=50, high=1000)
+        script = ClientScript(seed=seed).regular(low=5, high=high)
         script.transport.leave(LeaveReason.COMPLETE, T, Departed(Left.COMPLETE))
-        waits.append(script.timers.next_deadline() - T)
+        waits.append((script.timers.next_deadline() - T) / high * 1000)
     assert all(0 <= wait <= 1.0001 for wait in waits)
     assert min(waits) < 0.1
     assert max(waits) > 0.9
+
+
+def test_what_was_to_be_sent_and_told_before_leaving_still_is(client):
+    client.odata(T, 1, master=ME)
+    client.transport.leave(LeaveReason.COMPLETE, T, Departed(Left.COMPLETE))
+    client.transport.handle_timers(T + 0.2)
+    assert [type(packet) for packet in client.sent()] == [Ack, Leave]
+    assert [type(event) for event in client.events()] == [BlocksArrived, Departed]
 
 
 @pytest.mark.parametrize("reason", LeaveReason)
@@ -1254,13 +1295,21 @@ def test_first_reason_to_leave_is_the_one_that_counts(client):
     assert client.events() == [Departed(Left.COMPLETE)]
 
 
-def test_who_ends_on_the_way_to_a_lower_session_does_not_go_there(client):
+@pytest.mark.parametrize(
+    ("reason", "why"),
+    [
+        (LeaveReason.COMPLETE, Left.COMPLETE),
+        (LeaveReason.CANCELLED, Left.CANCELLED),
+        (LeaveReason.INACTIVE, Left.INACTIVE),
+    ],
+)
+def test_who_ends_on_the_way_to_a_lower_session_does_not_go_there(client, reason, why):
     client.receive(LOWER, T)
-    client.transport.leave(LeaveReason.COMPLETE, T, Departed(Left.COMPLETE))
-    client.transport.leave(LeaveReason.CANCELLED, T, Departed(Left.CANCELLED))
+    client.transport.leave(reason, T, Departed(why))
+    client.transport.leave(LeaveReason.CANCELLED, T, Departed(Left.KICKED))
     client.transport.handle_timers(T + 1)
-    assert client.sent() == [Leave(ME, LeaveReason.COMPLETE)]
-    assert client.events() == [Departed(Left.COMPLETE)]
+    assert client.sent() == [Leave(ME, reason)]
+    assert client.events() == [Departed(why)]
 
 
 def test_leaving_client_does_nothing_else(client):
