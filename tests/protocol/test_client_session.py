@@ -501,6 +501,15 @@ def test_counts_go_on_in_the_lower_session_and_everything_is_told_once():
     assert (join.client_name, join.ip_address, join.mac_address) == ("node-17", bytes(4), bytes(6))
 
 
+def test_blocks_refused_before_a_demote_stay_counted():
+    client = ClientWire(max_cache_size=2 * 23).regular()
+    data = client.data(1, 1, 5)
+    client.hear(data, T, segment=len(data) // 5)
+    assert client.session.transport.refused == 3
+    client.session.enter_lower_session(9, ("10.0.0.5", 78), T + 2)
+    assert client.session.transport.refused == 3
+
+
 # ---------------------------------------------------------------------- properties
 
 LAST = 2**64 - 1
