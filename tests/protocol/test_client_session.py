@@ -162,6 +162,29 @@ def test_one_bad_checksum_in_a_batch_costs_one_datagram(client, bad, place):
     assert blocks == [block for block in (1, 2, 3) if block != bad + 1]
 
 
+@pytest.mark.parametrize("bad", [(0, 1), (0, 2), (1, 2), (0, 1, 2)])
+def test_every_bad_checksum_of_a_batch_is_counted(client, bad):
+    data = bytearray(client.data(1, 1, 3))
+    segment = len(data) // 3
+    for place in bad:
+        data[(place + 1) * segment - 20] ^= 0x10
+    client.hear(data, T, segment=segment)
+    assert client.session.dropped == {"checksum": len(bad)}
+    assert sum(event.count for event in arrived(client)) == 3 - len(bad)
+
+
+@pytest.mark.parametrize("packet", [Ncf(((1, 2),)), Qcc(1, 0)])
+def test_packet_that_another_client_could_have_sealed_is_dropped(packet):
+    """Every client has the HMAC's key; only the server can sign (MS-WDSMSI 3.1.5.1)."""
+    private = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+    everybody = HashSecurity(b"k" * 24)
+    client = ClientWire(client_security=everybody, server_security=SignSecurity(private)).regular()
+    forged = encode(packet, session_id=SESSION, sender_time=66, security=everybody)
+    client.hear(forged, T + 9)
+    assert client.session.dropped == {"security_type": 1}
+    assert client.transport.timers.get(ClientTimer.INACTIVITY) == T + 30
+
+
 def test_empty_batch_is_nothing(client):
     before = snapshot(client.session)
     client.session.receive(Batch(memoryview(b""), 0, SERVER), T, multicast=True)
@@ -405,10 +428,20 @@ def test_dropped_control_packets_do_not_reset_the_inactivity_timer(client):
     assert client.transport.timers.get(ClientTimer.INACTIVITY) == T + 30
 
 
-def test_dropped_data_does_not_reset_the_inactivity_timer(client):
-    client.hear(client.data(1, 101, 1), T + 9)
-    assert client.session.dropped == {"field": 1}
+@pytest.mark.parametrize("count", [1, 3])
+def test_dropped_data_is_counted_and_does_not_reset_the_inactivity_timer(client, count):
+    data = client.data(1, 101, count)
+    client.hear(data, T + 9, segment=len(data) // count)
+    assert client.session.dropped == {"field": count}
     assert client.transport.timers.get(ClientTimer.INACTIVITY) == T + 30
+
+
+def test_data_of_which_some_is_dropped_resets_the_inactivity_timer(client):
+    client.hear(client.data(50, 50, 1), T)
+    data = client.data(48, 48, 4)
+    client.hear(data, T + 9, segment=len(data) // 4)
+    assert client.session.dropped == {"stale": 2}
+    assert client.transport.timers.get(ClientTimer.INACTIVITY) == T + 39
 
 
 def test_data_that_does_not_answer_a_join_does_not_keep_a_client_waiting_for_ever():
