@@ -83,10 +83,20 @@ def test_joinack_to_the_join_that_left_is_accepted():
 def test_joinack_on_the_groups_socket_is_not_for_us():
     client = ClientWire()
     client.sent(T)
-    client.hear(JoinAck(ME, 1, 1, 0, ms(T)), T, multicast=True)
-    assert client.session.dropped == {"not_for_us": 1}
+    join_ack = client.sealed(JoinAck(ME, 1, 1, 0, ms(T)))
+    client.hear(join_ack, T, multicast=True)
+    client.hear(join_ack * 2, T, multicast=True, segment=len(join_ack))
+    assert client.session.dropped == {"not_for_us": 3}
     assert client.sent(T) == []
     assert client.session.take_events() == []
+
+
+def test_joinack_behind_data_on_the_groups_socket_is_not_for_us(client):
+    data = client.data(1, 1, 2)
+    join_ack = client.sealed(JoinAck(ME + 1, 1, 1, 0, ms(T)))
+    client.hear(data + join_ack, T, segment=len(data) // 2)
+    assert client.session.dropped == {"not_for_us": 1}
+    assert client.transport.client_id == ME
 
 
 # ---------------------------------------------------------------------- the door
@@ -190,6 +200,7 @@ def test_empty_batch_is_nothing(client):
     client.session.receive(Batch(memoryview(b""), 0, SERVER), T, multicast=True)
     assert snapshot(client.session) == before
     assert not client.session.dropped.total()
+    assert client.session.datagrams == 1  # the JOINACK
 
 
 # ---------------------------------------------------------------------- data
@@ -472,8 +483,10 @@ def test_leave_says_why_and_is_the_last_word(client, why, reason):
     assert client.session.over
     assert client.session.next_deadline() == math.inf
     client.hear(Qcc(1, 0), T + 1)
+    client.session.leave(Left.CANCELLED, T + 1)
     client.session.handle_timers(T + 60)
     assert client.sent(T + 60) == []
+    assert client.session.take_events() == []
 
 
 @pytest.mark.parametrize("count", [1, 44, 352])
@@ -513,6 +526,10 @@ def test_demoted_client_joins_the_lower_session_with_its_blocks(client):
     client.hear(lower, T + 3, multicast=False, source=("10.0.0.5", 78))
     assert client.session.take_events() == [Joined(70)]
     assert client.transport.data.first == 0
+    client.hear(client.data(5, 41, 1, session_id=9), T + 3, source=("10.0.0.5", 78))
+    assert [event.runs for event in arrived(client)] == [[BlockRun(0, 1, 41)]]
+    client.hear(client.data(6, 42, 1), T + 3, source=("10.0.0.5", 78))
+    assert client.session.dropped == {"foreign_source": 1, "session_id": 1}
 
 
 def test_counts_go_on_in_the_lower_session_and_everything_is_told_once():

@@ -544,6 +544,14 @@ def test_qcc_is_answered_within_its_back_off_with_all_that_is_measured(client):
     assert decode(answer.app_data) == ProgressReport(time_in_session=1, progress=0)
 
 
+@pytest.mark.parametrize("highest", [2**32, 2**64 - 1])
+def test_qcr_tells_the_highest_number_whole(client, highest):
+    client.odata(T, (highest, 1))
+    client.receive(Qcc(1, 0), T)
+    client.transport.handle_timers(T)
+    assert client.sent(Qcr)[0].hi_odata_seq_no == highest
+
+
 def test_qcr_says_how_long_it_waited_by_the_clock(client):
     client.receive(Qcc(1, 400), T + 1, sender_time=1)
     client.transport.handle_timers(T + 1.75)
@@ -783,6 +791,12 @@ def test_lost_packets_are_asked_for_though_the_cache_refused_what_came():
     assert [nack.ranges for nack in script.sent(Nack)] == [(), ((2, 3),)]
 
 
+def test_repair_of_somebody_elses_loss_shows_the_master_its_own(client):
+    client.odata(T, 1, master=ME)
+    client.odata(T, 5, master=ME, rdata=True)
+    assert [nack.ranges for nack in client.sent(Nack)] == [((2, 4),)]
+
+
 def test_others_wait_between_the_two_back_offs_first():
     draws = []
     for seed in range(40):
@@ -942,13 +956,14 @@ def test_master_takes_the_shorter_back_off_whichever_comes_first(client, low, hi
     assert client.timers.get(ClientTimer.NACK) == pytest.approx(T + 0.1)
 
 
-def test_master_does_not_nack_again_while_its_timer_runs(client):
-    client.spm(T, 1, master=ME, low=100, high=100)
+@pytest.mark.parametrize("low", [1, 2, 100])
+def test_master_does_not_nack_again_while_its_timer_runs(client, low):
+    client.spm(T, 1, master=ME, low=low, high=100)
     client.odata(T, 1, 3, master=ME)
     assert len(client.sent(Nack)) == 1
-    client.odata(T + 0.05, 5, master=ME)
+    client.odata(T + low / 2000, 5, master=ME)
     assert client.sent(Nack) == []
-    client.transport.handle_timers(T + 0.1 + 1e-6)
+    client.transport.handle_timers(T + low / 1000 + 1e-6)
     assert client.sent(Nack)[0].ranges == ((2, 2), (4, 4))
 
 
