@@ -90,7 +90,9 @@ def test_time_in_session_is_whole_seconds_since_joining():
 def test_joining_again_starts_the_time_anew_and_keeps_the_blocks():
     client = application(now=50.0)
     client.data(1, 40)
+    client.data(39, 2)
     client.joined(90.0)
+    assert client.duplicates == 2
     assert decode(client.progress_packet(95.5)) == ProgressReport(time_in_session=5, progress=40)
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from literal_client import LiteralClient
-from protocol_scripts import STEADY
+from protocol_scripts import STEADY, snapshot
 
 from wdstransport.protocol.client_data import ClientData
 from wdstransport.wire.transport import Spm
@@ -40,9 +40,10 @@ def test_spm_sets_every_field_it_carries(data):
 @pytest.mark.parametrize("seq", [4, 5])
 def test_stale_spm_is_refused_and_changes_nothing(data, seq):
     data.on_spm(spm(5, master=9, lead=3, trail=1))
+    before = snapshot(data)
     assert not data.on_spm(spm(seq, master=1, lead=99, trail=50, low=7, high=7, rtt=7))
-    assert (data.master, data.lead, data.trail, data.mcrtt) == (9, 3, 1, 0.0)
-    assert list(data.missing) == [(3, 3)]
+    assert snapshot(data) == before
+    assert (data.master, list(data.missing)) == (9, [(3, 3)])
 
 
 def test_first_spm_with_a_lead_starts_the_list_there(data):
@@ -67,6 +68,9 @@ def test_only_a_late_client_does_not_know_where_its_list_starts(data):
     late = ClientData()
     run(late, 9)
     assert not late.unplaced
+    later = ClientData()
+    later.on_spm(spm(1, lead=40, trail=10))
+    assert not later.unplaced
 
 
 @pytest.mark.parametrize("lost", [1, 100])
@@ -209,11 +213,12 @@ def test_packet_names_the_master_and_the_highest_lead_stays(data):
     assert data.lead == 20
 
 
-def test_trail_of_a_packet_removes_what_is_below_it_and_not_itself(data):
-    run(data, 1)
-    run(data, 10)
-    run(data, 11, trail=5)
-    assert list(data.missing) == [(5, 9)]
+@pytest.mark.parametrize("base", [0, 2**32 - 5, 2**63])
+def test_trail_of_a_packet_removes_what_is_below_it_and_not_itself(data, base):
+    run(data, base + 1)
+    run(data, base + 10)
+    run(data, base + 11, trail=base + 5)
+    assert list(data.missing) == [(base + 5, base + 9)]
 
 
 def test_repair_beyond_what_a_trail_above_its_lead_left_uncounted_is_taken_in_order(data):
@@ -228,8 +233,17 @@ def test_repair_beyond_a_lead_that_an_spm_took_back_is_taken_in_order(data):
     run(data, 1, 9)
     data.on_spm(spm(1, lead=5, trail=1))
     assert (data.end, data.highest, data.lead) == (9, 9, 5)
-    assert data.repairs_only(2, 5)
+    assert data.repairs_only(1, 5)
     assert not data.repairs_only(2, 6)
+
+
+def test_repairs_are_as_many_arrivals_as_packets_and_fill_their_holes(data):
+    run(data, 1)
+    run(data, 9)
+    rate = data.loss.rate
+    data.on_repairs([3, 1, 7, 3], trail=2, master=6)
+    assert data.loss.rate == pytest.approx(rate * (1 - WEIGHT) ** 4)
+    assert (list(data.missing), data.master) == ([(2, 2), (4, 6), (8, 8)], 6)
 
 
 # ---------------------------------------------------------------------- against the transcription

@@ -17,15 +17,22 @@ PACKETS = st.lists(
 )
 
 
-def batch(packets, *, rdata):
+def batch(packets, *, rdata, other=OTHER):
     return records(
         [(seq, block) for seq, block, *_ in packets],
         block_len=1,
         trails=[trail for _, _, trail, *_ in packets],
         leads=[lead for *_, lead, _ in packets],
-        masters=[ME if mine else OTHER for *_, mine in packets],
+        masters=[ME if mine else other for *_, mine in packets],
         rdata=rdata,
     )
+
+
+def without_its_first(found):
+    """The records of a batch whose first datagram failed its checksum."""
+    for name in ("rows", "header", "odata_seq_no", "block_number", "fw_lead"):
+        setattr(found, name, getattr(found, name)[1:])
+    return found
 
 
 @given(PACKETS, st.booleans())
@@ -145,10 +152,39 @@ def test_row_that_is_left_out_of_a_batch_makes_it_no_stretch():
 
 
 def test_stretch_of_a_batch_whose_first_row_is_left_out_begins_in_the_second():
-    found = batch([(seq, seq, 0, 0, True) for seq in (1, 2, 4)], rdata=False)
-    for name in ("rows", "header", "odata_seq_no", "block_number", "fw_lead"):
-        setattr(found, name, getattr(found, name)[1:])
+    found = without_its_first(batch([(seq, seq, 0, 0, True) for seq in (1, 2, 4)], rdata=False))
     assert stretch_of(found).runs == [(1, 1, 2), (2, 1, 4)]
+
+
+def test_packets_that_want_an_ack_are_named_by_their_places_among_those_that_are_left():
+    packets = [(1, 1, 0, 1, True), (2, 2, 0, 0, True), (4, 4, 0, 4, True)]
+    assert stretch_of(without_its_first(batch(packets, rdata=False))).wanted == [1]
+    repairs = repairs_of(without_its_first(batch(packets, rdata=True)))
+    assert (repairs.wanted, repairs.rows) == ([1], [1, 2])
+    assert [wanted for _, wanted in runs_of(without_its_first(batch(packets, rdata=False)))] == [[], [1]]
+
+
+@pytest.mark.parametrize("other", [ME + 0x100, ME + 0x10000, ME + 0x1000000])
+def test_masters_are_told_apart_by_every_byte_of_their_ids(other):
+    packets = [(2, 2, 0, 0, True), (3, 3, 0, 0, False)]
+    assert stretch_of(batch(packets, rdata=False, other=other)) is None
+    assert repairs_of(batch(packets, rdata=True, other=other)) is None
+    assert [run.master for run, _ in runs_of(batch(packets, rdata=False, other=other))] == [ME, other]
+
+
+def test_repairs_have_the_trail_of_the_last_though_another_has_a_higher():
+    packets = [(9, 9, 3, 0, True), (8, 8, 5, 0, True), (7, 7, 4, 0, True)]
+    assert repairs_of(batch(packets, rdata=True)).trail == 4
+
+
+def test_blocks_of_a_large_content_keep_their_numbers():
+    far = 1 << 33
+    packets = [(1, far + 1, 0, 0, True), (2, far + 2, 0, 0, True)]
+    ((run, _),) = runs_of(batch(packets, rdata=False))
+    assert run.first_block == far + 1
+    assert stretch_of(batch(packets, rdata=False)).ahead == far
+    repairs = repairs_of(batch(packets, rdata=True))
+    assert (repairs.blocks, repairs.content) == ([far + 1, far + 2], (far + 1, far + 2))
 
 
 def test_run_ends_where_repairs_do():

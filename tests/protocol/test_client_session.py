@@ -62,10 +62,12 @@ def content(event):
 # ---------------------------------------------------------------------- joining
 
 
-def test_join_leaves_at_once_with_the_time_of_leaving():
-    client = ClientWire(name="node-17")
-    ((header, join),) = client.sent(T + 0.003)
-    assert (header.session_id, header.sender_time) == (SESSION, ms(T + 0.003))
+@pytest.mark.parametrize("uptime", [0.0, 5_000_000.0], ids=["minutes", "two months"])
+@pytest.mark.parametrize("later", [0.0, 0.003, 0.0039])
+def test_join_leaves_at_once_with_the_time_of_leaving(later, uptime):
+    client = ClientWire(name="node-17", now=T + uptime)
+    ((header, join),) = client.sent(T + uptime + later)
+    assert (header.session_id, header.sender_time) == (SESSION, ms(T + uptime + later))
     assert isinstance(join, Join)
     assert join.client_name == "node-17"
 
@@ -81,10 +83,20 @@ def test_joinack_to_the_join_that_left_is_accepted():
 def test_joinack_on_the_groups_socket_is_not_for_us():
     client = ClientWire()
     client.sent(T)
-    client.hear(JoinAck(ME, 1, 1, 0, ms(T)), T, multicast=True)
-    assert client.session.dropped == {"not_for_us": 1}
+    join_ack = client.sealed(JoinAck(ME, 1, 1, 0, ms(T)))
+    client.hear(join_ack, T, multicast=True)
+    client.hear(join_ack * 2, T, multicast=True, segment=len(join_ack))
+    assert client.session.dropped == {"not_for_us": 3}
     assert client.sent(T) == []
     assert client.session.take_events() == []
+
+
+def test_joinack_behind_data_on_the_groups_socket_is_not_for_us(client):
+    data = client.data(1, 1, 2)
+    join_ack = client.sealed(JoinAck(ME + 1, 1, 1, 0, ms(T)))
+    client.hear(data + join_ack, T, segment=len(data) // 2)
+    assert client.session.dropped == {"not_for_us": 1}
+    assert client.transport.client_id == ME
 
 
 # ---------------------------------------------------------------------- the door
@@ -160,11 +172,35 @@ def test_one_bad_checksum_in_a_batch_costs_one_datagram(client, bad, place):
     assert blocks == [block for block in (1, 2, 3) if block != bad + 1]
 
 
+@pytest.mark.parametrize("bad", [(0, 1), (0, 2), (1, 2), (0, 1, 2)])
+def test_every_bad_checksum_of_a_batch_is_counted(client, bad):
+    data = bytearray(client.data(1, 1, 3))
+    segment = len(data) // 3
+    for place in bad:
+        data[(place + 1) * segment - 20] ^= 0x10
+    client.hear(data, T, segment=segment)
+    assert client.session.dropped == {"checksum": len(bad)}
+    assert sum(event.count for event in arrived(client)) == 3 - len(bad)
+
+
+@pytest.mark.parametrize("packet", [Ncf(((1, 2),)), Qcc(1, 0)])
+def test_packet_that_another_client_could_have_sealed_is_dropped(packet):
+    """Every client has the HMAC's key; only the server can sign (MS-WDSMSI 3.1.5.1)."""
+    private = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+    everybody = HashSecurity(b"k" * 24)
+    client = ClientWire(client_security=everybody, server_security=SignSecurity(private)).regular()
+    forged = encode(packet, session_id=SESSION, sender_time=66, security=everybody)
+    client.hear(forged, T + 9)
+    assert client.session.dropped == {"security_type": 1}
+    assert client.transport.timers.get(ClientTimer.INACTIVITY) == T + 30
+
+
 def test_empty_batch_is_nothing(client):
     before = snapshot(client.session)
     client.session.receive(Batch(memoryview(b""), 0, SERVER), T, multicast=True)
     assert snapshot(client.session) == before
     assert not client.session.dropped.total()
+    assert client.session.datagrams == 1  # the JOINACK
 
 
 # ---------------------------------------------------------------------- data
@@ -243,6 +279,15 @@ def test_data_before_a_control_packet_of_the_same_length_is_still_delivered(clie
     assert client.session.over
 
 
+def test_control_packet_between_data_of_the_same_length_is_processed_after_it(client):
+    kick, data = kick_and_data(client)
+    client.hear(data[: len(kick)] + kick + data[len(kick) :], T, segment=len(kick))
+    assert [event.count for event in arrived(client)] == [2]
+    assert not client.session.dropped
+    client.session.handle_timers(T + 1)
+    assert client.session.over
+
+
 def test_control_packets_that_came_together_are_each_processed(client):
     spm, qcc = client.sealed(Spm(1, ME, 1, 1, 0, 5, 1)), client.sealed(Qcc(1, 0))
     client.hear(spm + qcc, T, segment=len(spm))
@@ -253,10 +298,12 @@ def test_control_packets_that_came_together_are_each_processed(client):
 
 
 def test_answers_that_are_the_same_leave_as_often_as_they_were_given(client):
-    ack, other = Ack(ME, 1, 2, 3, 4), Ack(ME, 2, 2, 3, 4)
-    for packet in (ack, ack, ack, other, other, ack):
+    ack, other, nack = Ack(ME, 1, 2, 3, 4), Ack(ME, 2, 2, 3, 4), Nack(ME, 1, 2, ((1, 2),))
+    report = Qcr(ME, 0, 0, 0, 0, 0, b"")
+    packets = [ack, ack, ack, other, other, ack, nack, ack, report, ack, report, nack, report, report, nack]
+    for packet in packets:
         client.transport.outbox.put(packet)
-    assert [packet for _, packet in client.sent(T)] == [ack, ack, ack, other, other, ack]
+    assert [packet for _, packet in client.sent(T)] == packets
 
 
 def test_data_with_options_of_others_is_delivered_one_by_one(client):
@@ -266,6 +313,25 @@ def test_data_with_options_of_others_is_delivered_one_by_one(client):
     (event,) = arrived(client)
     assert (event.runs[0].first_block, content(event)) == (4, [payload_of(4, 10)])
     assert [packet.odata_seq_no for _, packet in client.sent(T) if isinstance(packet, Ack)] == [1]
+
+
+class Slab:
+    """Somebody who lends the memory of a batch."""
+
+    def hold(self):
+        """Nothing here is used again."""
+
+    def release(self):
+        """Nor here."""
+
+
+def test_blocks_that_came_alone_name_whose_memory_they_lie_in(client):
+    owner = Slab()
+    for number, options in ((1, ()), (2, (Option(0x0999, b"new"),))):
+        block = encode_application(Data(number, payload_of(number, 10)))
+        data = client.sealed(OData(ME, number, 1, block, options))
+        client.session.receive(Batch(memoryview(data), len(data), SERVER, owner), T, multicast=True)
+    assert [event.batch.owner for event in arrived(client)] == [owner, owner]
 
 
 @pytest.mark.parametrize("payload", [b"", b"junk", encode_application(SrvCir())])
@@ -373,10 +439,20 @@ def test_dropped_control_packets_do_not_reset_the_inactivity_timer(client):
     assert client.transport.timers.get(ClientTimer.INACTIVITY) == T + 30
 
 
-def test_dropped_data_does_not_reset_the_inactivity_timer(client):
-    client.hear(client.data(1, 101, 1), T + 9)
-    assert client.session.dropped == {"field": 1}
+@pytest.mark.parametrize("count", [1, 3])
+def test_dropped_data_is_counted_and_does_not_reset_the_inactivity_timer(client, count):
+    data = client.data(1, 101, count)
+    client.hear(data, T + 9, segment=len(data) // count)
+    assert client.session.dropped == {"field": count}
     assert client.transport.timers.get(ClientTimer.INACTIVITY) == T + 30
+
+
+def test_data_of_which_some_is_dropped_resets_the_inactivity_timer(client):
+    client.hear(client.data(50, 50, 1), T)
+    data = client.data(48, 48, 4)
+    client.hear(data, T + 9, segment=len(data) // 4)
+    assert client.session.dropped == {"stale": 2}
+    assert client.transport.timers.get(ClientTimer.INACTIVITY) == T + 39
 
 
 def test_data_that_does_not_answer_a_join_does_not_keep_a_client_waiting_for_ever():
@@ -407,8 +483,10 @@ def test_leave_says_why_and_is_the_last_word(client, why, reason):
     assert client.session.over
     assert client.session.next_deadline() == math.inf
     client.hear(Qcc(1, 0), T + 1)
+    client.session.leave(Left.CANCELLED, T + 1)
     client.session.handle_timers(T + 60)
     assert client.sent(T + 60) == []
+    assert client.session.take_events() == []
 
 
 @pytest.mark.parametrize("count", [1, 44, 352])
@@ -448,6 +526,38 @@ def test_demoted_client_joins_the_lower_session_with_its_blocks(client):
     client.hear(lower, T + 3, multicast=False, source=("10.0.0.5", 78))
     assert client.session.take_events() == [Joined(70)]
     assert client.transport.data.first == 0
+    client.hear(client.data(5, 41, 1, session_id=9), T + 3, source=("10.0.0.5", 78))
+    assert [event.runs for event in arrived(client)] == [[BlockRun(0, 1, 41)]]
+    client.hear(client.data(6, 42, 1), T + 3, source=("10.0.0.5", 78))
+    assert client.session.dropped == {"foreign_source": 1, "session_id": 1}
+
+
+def test_counts_go_on_in_the_lower_session_and_everything_is_told_once():
+    client = ClientWire(total_blocks=3, name="node-17").regular()
+    client.hear(b"junk", T)
+    data = client.data(1, 1, 3)
+    client.hear(data, T, segment=len(data) // 3)
+    client.hear(client.data(4, 2, 1), T)
+    assert AllReceived() in client.session.take_events()
+    client.hear(Demote(9, bytes(4), 77, bytes(4), 78, (ME,)), T + 1)
+    client.session.handle_timers(T + 2)
+    client.sent(T + 2)
+    client.session.take_events()
+    client.session.enter_lower_session(9, ("10.0.0.5", 78), T + 2)
+    assert client.session.take_events() == []
+    assert client.session.dropped == {"not_wds": 1}
+    assert client.session.application.duplicates == 1
+    ((_, join),) = client.sent(T + 2)
+    assert (join.client_name, join.ip_address, join.mac_address) == ("node-17", bytes(4), bytes(6))
+
+
+def test_blocks_refused_before_a_demote_stay_counted():
+    client = ClientWire(max_cache_size=2 * 23).regular()
+    data = client.data(1, 1, 5)
+    client.hear(data, T, segment=len(data) // 5)
+    assert client.session.transport.refused == 3
+    client.session.enter_lower_session(9, ("10.0.0.5", 78), T + 2)
+    assert client.session.transport.refused == 3
 
 
 # ---------------------------------------------------------------------- properties

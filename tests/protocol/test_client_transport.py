@@ -73,12 +73,13 @@ def test_join_is_repeated_every_500_ms_until_it_is_answered():
     script.sent()
     script.transport.handle_timers(T + 0.499)
     assert script.sent() == []
-    for times in range(1, 6):
+    for times in range(1, 60):
         script.transport.handle_timers(T + 0.5 * times)
         assert [type(packet) for packet in script.sent()] == [Join]
-    script.receive(JoinAck(ME, 1, 1, 0, ms(T)), T + 2.6)
+    script.receive(JoinAck(ME, 1, 1, 0, ms(T)), T + 29.6)
+    script.transport.heard(T + 29.6)
     script.sent()
-    script.transport.handle_timers(T + 7)
+    script.transport.handle_timers(T + 34)
     assert script.sent(Join) == []
 
 
@@ -160,6 +161,37 @@ def test_joinack_is_answered_with_an_empty_qcr_that_echoes_its_sender_time():
     assert script.events() == [Joined(ME)]
 
 
+@pytest.mark.parametrize("number", [2**16, 2**32 - 1])
+def test_client_id_is_said_whole_in_all_that_is_sent_and_told(number):
+    script = ClientScript()
+    assert script.receive(JoinAck(number, 0, 0, 0, ms(T)), T) is None
+    assert script.events() == [Joined(number)]
+    script.odata(T, 1, 3, master=number)
+    script.receive(poll(1, 0), T)
+    script.receive(Qcc(1, 0), T)
+    script.transport.handle_timers(T)
+    script.transport.leave(LeaveReason.COMPLETE, T, Departed(Left.COMPLETE))
+    script.transport.handle_timers(T + 1)
+    sent = [packet for packet in script.sent() if not isinstance(packet, Join)]
+    assert {type(packet) for packet in sent} == {Qcr, Ack, Nack, PollAck, Leave}
+    assert {packet.client_id for packet in sent} == {number}
+
+
+@pytest.mark.parametrize("time", [2**16, 2**32 + 5, 2**64 - 1])
+def test_times_of_a_server_that_has_run_for_long_are_echoed_whole(time):
+    """SenderTime counts milliseconds since some start (MS-WDSMT 2.2.3): 32 bits are full after 50 days."""
+    script = ClientScript()
+    script.receive(JoinAck(ME, 0, 0, 0, ms(T)), T, sender_time=time)
+    script.receive(Qcc(1, 0), T, sender_time=time)
+    script.transport.handle_timers(T)
+    script.spm(T, 1, master=ME, trail=1, lead=1, sender_time=time)
+    script.odata(T, 1, master=ME, times=[time])
+    script.odata(T, 2, master=ME, times=[time])
+    script.odata(T, 1, master=ME, times=[time], rdata=True)
+    echoes = [packet.server_time for packet in script.sent() if isinstance(packet, Qcr | Ack)]
+    assert echoes == [time] * 6
+
+
 def test_joinack_arms_force_qcc_and_disarms_join():
     script = ClientScript()
     script.receive(JoinAck(ME, 0, 0, 0, ms(T)), T + 0.25)
@@ -209,6 +241,13 @@ def test_joinack_that_echoes_no_join_of_ours_is_not_for_us(wrong):
     assert script.receive(JoinAck(ME, 0, 0, 0, wrong), T + 0.5) is DropReason.NOT_FOR_US
     assert script.transport.state is ClientState.JOIN
     assert script.sent() == []
+
+
+@pytest.mark.parametrize("at", [T + 0.001, T + 0.25, T + 0.999])
+def test_joinack_that_echoes_the_millisecond_before_the_first_join_is_not_for_us(at):
+    script = ClientScript(now=at)
+    assert script.receive(JoinAck(ME, 0, 0, 0, ms(at) - 1), at + 0.01) is DropReason.NOT_FOR_US
+    assert script.receive(JoinAck(ME, 0, 0, 0, ms(at)), at + 0.01) is None
 
 
 def test_joinack_that_echoes_a_time_after_the_repeated_join_is_not_for_us(client):
@@ -288,9 +327,10 @@ def test_client_that_is_not_counted_joins_again_though_it_hears_the_server(clien
         lambda client, now: client.spm(now, 1),
         lambda client, now: client.receive(poll(1, 0), now),
         lambda client, now: client.odata(now, 1),
+        lambda client, now: client.odata(now, (1, 0), (2, 2)),
         lambda client, now: client.receive(JoinAck(ME, 0, 0, 0, ms(T)), now),
     ],
-    ids=["SPM", "POLL", "ODATA", "JOINACK"],
+    ids=["SPM", "POLL", "ODATA", "ODATA of which some is good", "JOINACK"],
 )
 def test_sign_that_somebody_is_counted_puts_joining_again_off(client, sign):
     sign(client, T + 4)
@@ -406,12 +446,17 @@ def test_client_that_has_everything_answers_a_poll_with_nothing(client):
 def test_numbers_of_poll_and_spm_and_qcc_are_compared_whole(client, last):
     assert client.receive(poll(last), T) is None
     assert client.spm(T, last) is None
-    assert client.receive(Qcc(min(last, 2**32 - 1), 500), T) is None
+    assert client.receive(Qcc(last, 0), T) is None
     for seq in (0, 1, last - 1, last):
         assert client.receive(poll(seq), T) is DropReason.STALE
         assert client.spm(T, seq) is DropReason.STALE
+        assert client.receive(Qcc(seq, 0), T) is DropReason.STALE
+    client.transport.handle_timers(T + 0.2)
+    assert [packet.poll_seq_no for packet in client.sent(PollAck)] == [last]
     assert client.receive(poll(last + 1), T) is None
     assert client.spm(T, last + 1) is None
+    assert client.receive(Qcc(last + 1, 0), T) is None
+    assert client.transport.polls == last + 1
 
 
 def test_poll_draws_spread_over_the_whole_back_off():
@@ -457,11 +502,17 @@ def test_stale_poll_is_not_answered(client, seq):
     assert ClientTimer.POLL not in client.timers
 
 
-def test_newer_poll_replaces_the_one_that_waits(client):
+def test_newer_poll_replaces_the_one_that_waits_and_its_back_off(client):
     client.receive(poll(1), T)
     client.receive(poll(2), T + 0.01)
     client.transport.handle_timers(T + 1)
     assert [packet.poll_seq_no for packet in client.sent(PollAck)] == [2]
+    client.receive(poll(3, 60_000), T + 1)
+    client.receive(poll(4, 0), T + 1.01)
+    assert client.timers.get(ClientTimer.POLL) == T + 1.01
+    client.transport._rng = Latest()
+    client.receive(poll(5, 1000), T + 1.01)
+    assert client.timers.get(ClientTimer.POLL) == T + 2.01
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x00\x03\x09", encode(ProgressReport(1, 1))])
@@ -486,6 +537,14 @@ def test_qcc_is_answered_within_its_back_off_with_all_that_is_measured(client):
     assert answer == Qcr(ME, 3, 400, 4712, 5, rate, answer.app_data)
     assert rate > 0
     assert decode(answer.app_data) == ProgressReport(time_in_session=1, progress=0)
+
+
+@pytest.mark.parametrize("highest", [2**32, 2**64 - 1])
+def test_qcr_tells_the_highest_number_whole(client, highest):
+    client.odata(T, (highest, 1))
+    client.receive(Qcc(1, 0), T)
+    client.transport.handle_timers(T)
+    assert client.sent(Qcr)[0].hi_odata_seq_no == highest
 
 
 def test_qcr_says_how_long_it_waited_by_the_clock(client):
@@ -522,6 +581,24 @@ def test_stale_qcc_is_not_answered(client, seq):
     assert client.receive(Qcc(seq, 10), T + 1, sender_time=2) is DropReason.STALE
     client.transport.handle_timers(T + 2)
     assert client.sent(Qcr) == []
+
+
+def test_newer_qcc_replaces_the_one_that_waits_and_its_back_off(client):
+    client.receive(Qcc(1, 60_000), T, sender_time=11)
+    client.receive(Qcc(9, 0), T + 0.5, sender_time=5)
+    assert client.timers.get(ClientTimer.QCC) == T + 0.5
+    client.transport.handle_timers(T + 0.5)
+    (answer,) = client.sent(Qcr)
+    assert (answer.qcc_seq_no, answer.server_time, answer.back_off) == (9, 5, 0)
+
+
+def test_report_unasked_leaves_the_answer_to_a_qcc_that_waits(client):
+    client.transport._rng = Latest()
+    client.receive(Qcc(4, 2000), T + 19, sender_time=8)
+    client.transport.handle_timers(T + 20)
+    assert [packet.qcc_seq_no for packet in client.sent(Qcr)] == [0]
+    client.transport.handle_timers(T + 21)
+    assert [(packet.qcc_seq_no, packet.back_off) for packet in client.sent(Qcr)] == [(4, 2000)]
 
 
 def test_stale_qcc_does_not_change_the_answer_that_waits(client):
@@ -635,11 +712,14 @@ def test_hole_of_any_length_is_asked_for_whole_and_stays_missing_however_far_beh
     assert client.data.loss.rate == pytest.approx(1 - literal, abs=1e-2)
 
 
-def test_spm_alone_shows_the_loss_of_the_tail(client):
+def test_spm_alone_shows_the_loss_of_the_tail_which_is_asked_for_before_the_ack(client):
+    """The order of MS-WDSMT 3.2.5.9."""
     client.odata(T, 1, 2)
     client.sent()
     client.spm(T + 1, 1, master=ME, trail=1, lead=6)
-    assert client.sent(Nack)[0].ranges == ((3, 6),)
+    asked, acknowledged = client.sent()
+    assert asked.ranges == ((3, 6),)
+    assert isinstance(acknowledged, Ack)
 
 
 def test_master_acknowledges_every_packet_without_fw_lead(client):
@@ -693,6 +773,23 @@ def test_master_asks_for_lost_packets_at_once(client):
     client.odata(T, 1, 4, master=ME)
     (nack,) = client.sent(Nack)
     assert nack == Nack(ME, 4, round(client.data.loss.rate * 10**16), ((2, 3),))
+
+
+def test_lost_packets_are_asked_for_though_others_of_the_batch_were_refused(client):
+    assert client.odata(T, (1, 1), (4, 4), (5, 0), master=ME) == [(DropReason.FIELD, 1)]
+    assert [nack.ranges for nack in client.sent(Nack)] == [((2, 3),)]
+
+
+def test_lost_packets_are_asked_for_though_the_cache_refused_what_came():
+    script = ClientScript(max_cache_size=30).regular()
+    script.odata(T, 1, 4, master=ME)
+    assert [nack.ranges for nack in script.sent(Nack)] == [(), ((2, 3),)]
+
+
+def test_repair_of_somebody_elses_loss_shows_the_master_its_own(client):
+    client.odata(T, 1, master=ME)
+    client.odata(T, 5, master=ME, rdata=True)
+    assert [nack.ranges for nack in client.sent(Nack)] == [((2, 4),)]
 
 
 def test_others_wait_between_the_two_back_offs_first():
@@ -798,6 +895,19 @@ def test_first_nack_to_a_server_that_began_anew_is_prompt_though_the_same_packet
     assert (first - now, second - first) == pytest.approx((0.002, 0.002))
 
 
+def test_repair_of_later_packets_alone_does_not_make_the_next_nack_prompt(client):
+    """Four NACKs for the same packet is what deviation 57 counts: this server repairs, but not that one."""
+    client.spm(T, 1, master=OTHER, low=2, high=2, trail=1, lead=1)
+    client.odata(T, 1, 3, *range(5, 45, 2), master=OTHER)
+    times = [T]
+    for seq in range(42, 2, -2):
+        due = client.timers.get(ClientTimer.NACK)
+        client.odata(due, seq, master=OTHER, rdata=True)
+        client.transport.handle_timers(due)
+        times.append(due)
+    assert times[-1] - times[-2] == pytest.approx(0.05)
+
+
 def test_long_back_off_is_not_shortened_by_the_limit_of_repetitions(client):
     client.spm(T, 1, master=OTHER, low=400, high=400, trail=1, lead=1)
     client.odata(T, 1, 5, master=OTHER)
@@ -814,21 +924,41 @@ def test_nack_names_what_is_missing_when_it_is_sent(client):
     assert client.sent(Nack)[0].ranges == ((2, 2), (4, 4))
 
 
-def test_second_loss_does_not_start_a_second_timer(client):
-    client.spm(T, 1, master=OTHER, low=100, high=100)
+def test_packets_and_losses_that_follow_do_not_change_when_the_first_loss_is_asked_for(client):
+    client.spm(T, 1, master=OTHER, low=1, high=1000)
     client.odata(T, 1, 3, master=OTHER)
     due = client.timers.get(ClientTimer.NACK)
-    client.odata(T + 0.05, 5, master=OTHER)
-    assert client.timers.get(ClientTimer.NACK) == due
+    for seq in (*range(5, 50, 2), *range(50, 70)):
+        client.odata(T, seq, master=OTHER)
+        assert client.timers.get(ClientTimer.NACK) == due
 
 
-def test_master_does_not_nack_again_while_its_timer_runs(client):
-    client.spm(T, 1, master=ME, low=100, high=100)
+def test_loss_after_one_that_was_asked_for_in_vain_and_then_repaired_is_asked_for_promptly(client):
+    client.spm(T, 1, master=OTHER, low=2, high=2, trail=1, lead=1)
+    client.odata(T, 1, 3, master=OTHER)
+    last = nack_times(client, T + 0.5)[-1]
+    client.odata(last, 2, master=OTHER)
+    assert nack_times(client, T + 1) == []
+    client.odata(T + 1, 5, master=OTHER)
+    first, second, *_ = nack_times(client, T + 1.2)
+    assert (first - T - 1, second - first) == pytest.approx((0.002, 0.002))
+
+
+@pytest.mark.parametrize(("low", "high"), [(100, 300), (300, 100)])
+def test_master_takes_the_shorter_back_off_whichever_comes_first(client, low, high):
+    client.spm(T, 1, master=ME, low=low, high=high)
+    client.odata(T, 1, 3, master=ME)
+    assert client.timers.get(ClientTimer.NACK) == pytest.approx(T + 0.1)
+
+
+@pytest.mark.parametrize("low", [1, 2, 100])
+def test_master_does_not_nack_again_while_its_timer_runs(client, low):
+    client.spm(T, 1, master=ME, low=low, high=100)
     client.odata(T, 1, 3, master=ME)
     assert len(client.sent(Nack)) == 1
-    client.odata(T + 0.05, 5, master=ME)
+    client.odata(T + low / 2000, 5, master=ME)
     assert client.sent(Nack) == []
-    client.transport.handle_timers(T + 0.1 + 1e-6)
+    client.transport.handle_timers(T + low / 1000 + 1e-6)
     assert client.sent(Nack)[0].ranges == ((2, 2), (4, 4))
 
 
@@ -1094,7 +1224,7 @@ def test_sequence_numbers_that_wrap_around_are_not_consecutive(client):
 
 
 def test_kick_of_this_client_sends_a_leave_and_ends_the_session(client):
-    kick = Kick(((1, KickReason.FAIL), (ME, KickReason.FALLBACK)))
+    kick = Kick(((1, KickReason.FAIL), (ME, KickReason.FALLBACK), (9, KickReason.POLICY_NOT_MET)))
     assert client.receive(kick, T + 1) is None
     assert client.transport.state is ClientState.LEAVING
     client.transport.handle_timers(T + 1.2)
@@ -1138,15 +1268,24 @@ def test_leave_waits_up_to_200_ms_when_no_back_off_is_known():
     assert max(waits) > 0.17
 
 
-def test_leave_waits_up_to_the_larger_back_off_when_one_is_known():
+@pytest.mark.parametrize("high", [20, 1000])
+def test_leave_waits_up_to_the_larger_back_off_when_one_is_known(high):
     waits = []
     for seed in range(60):
-        script = ClientScript(seed=seed).regular(low=50, high=1000)
+        script = ClientScript(seed=seed).regular(low=5, high=high)
         script.transport.leave(LeaveReason.COMPLETE, T, Departed(Left.COMPLETE))
-        waits.append(script.timers.next_deadline() - T)
+        waits.append((script.timers.next_deadline() - T) / high * 1000)
     assert all(0 <= wait <= 1.0001 for wait in waits)
     assert min(waits) < 0.1
     assert max(waits) > 0.9
+
+
+def test_what_was_to_be_sent_and_told_before_leaving_still_is(client):
+    client.odata(T, 1, master=ME)
+    client.transport.leave(LeaveReason.COMPLETE, T, Departed(Left.COMPLETE))
+    client.transport.handle_timers(T + 0.2)
+    assert [type(packet) for packet in client.sent()] == [Ack, Leave]
+    assert [type(event) for event in client.events()] == [BlocksArrived, Departed]
 
 
 @pytest.mark.parametrize("reason", LeaveReason)
@@ -1166,13 +1305,21 @@ def test_first_reason_to_leave_is_the_one_that_counts(client):
     assert client.events() == [Departed(Left.COMPLETE)]
 
 
-def test_who_ends_on_the_way_to_a_lower_session_does_not_go_there(client):
+@pytest.mark.parametrize(
+    ("reason", "why"),
+    [
+        (LeaveReason.COMPLETE, Left.COMPLETE),
+        (LeaveReason.CANCELLED, Left.CANCELLED),
+        (LeaveReason.INACTIVE, Left.INACTIVE),
+    ],
+)
+def test_who_ends_on_the_way_to_a_lower_session_does_not_go_there(client, reason, why):
     client.receive(LOWER, T)
-    client.transport.leave(LeaveReason.COMPLETE, T, Departed(Left.COMPLETE))
-    client.transport.leave(LeaveReason.CANCELLED, T, Departed(Left.CANCELLED))
+    client.transport.leave(reason, T, Departed(why))
+    client.transport.leave(LeaveReason.CANCELLED, T, Departed(Left.KICKED))
     client.transport.handle_timers(T + 1)
-    assert client.sent() == [Leave(ME, LeaveReason.COMPLETE)]
-    assert client.events() == [Departed(Left.COMPLETE)]
+    assert client.sent() == [Leave(ME, reason)]
+    assert client.events() == [Departed(why)]
 
 
 def test_leaving_client_does_nothing_else(client):
@@ -1376,6 +1523,12 @@ def test_master_that_changes_inside_a_run_acknowledges_only_its_own_packets(clie
     client.transport.on_data(
         records([(1, 1), (2, 2), (3, 3)], block_len=10, trails=[1, 1, 1], masters=[OTHER, ME, ME]), T
     )
+    assert [ack.odata_seq_no for ack in client.sent(Ack)] == [2, 3]
+
+
+def test_client_that_a_batch_makes_the_master_acknowledges_this_batch_already(client):
+    client.odata(T, 1, master=OTHER)
+    client.odata(T, 2, 3, master=ME)
     assert [ack.odata_seq_no for ack in client.sent(Ack)] == [2, 3]
 
 

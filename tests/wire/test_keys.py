@@ -62,6 +62,15 @@ def test_generated_key_survives_its_blob():
     public = rsa.generate_private_key(65537, 2048).public_key()
     blob = build_public_key_blob(public, AlgId.CALG_RSA_KEYX)
     assert blob[4:8] == bytes.fromhex("00A40000")
+    key = parse_public_key_blob(blob)
+    assert key.alg_id == AlgId.CALG_RSA_KEYX
+    assert key.to_rsa().public_numbers() == public.public_numbers()
+
+
+def test_key_that_fills_no_whole_bytes_says_its_bits_and_survives_its_blob():
+    public = rsa.generate_private_key(65537, 1025).public_key()
+    blob = build_public_key_blob(public)
+    assert int.from_bytes(blob[12:16], "little") == 1025
     assert parse_public_key_blob(blob).to_rsa().public_numbers() == public.public_numbers()
 
 
@@ -91,9 +100,17 @@ def test_modulus_shorter_than_announced_is_refused():
     assert refused(parse_public_key_blob, PUBLIC[:-1] + b"\x7f") is DropReason.FIELD
 
 
-def test_modulus_beyond_16384_bits_is_refused():
-    blob = PUBLIC[:12] + (16392).to_bytes(4, "little") + PUBLIC[16:20] + bytes(2048) + b"\x80"
+@pytest.mark.parametrize("bits", [16385, 16392])
+def test_modulus_beyond_16384_bits_is_refused(bits):
+    modulus = (1 << bits - 1).to_bytes(2049, "little")
+    blob = PUBLIC[:12] + bits.to_bytes(4, "little") + PUBLIC[16:20] + modulus
     assert refused(parse_public_key_blob, blob) is DropReason.FIELD
+
+
+def test_modulus_of_16384_bits_is_read():
+    modulus = (1 << 16383) + 1
+    blob = PUBLIC[:12] + (16384).to_bytes(4, "little") + PUBLIC[16:20] + modulus.to_bytes(2048, "little")
+    assert parse_public_key_blob(blob).modulus == modulus
 
 
 @pytest.mark.parametrize(
@@ -119,6 +136,7 @@ def test_any_bytes_are_a_key_or_a_wire_error(tail, head):
 def test_hash_names_of_the_ids_in_use():
     assert hash_name(0x800C) == "sha256"
     assert hash_name(0x8004) == "sha1"
+    assert (hash_name(0x800D), hash_name(0x800E)) == ("sha384", "sha512")
 
 
 @pytest.mark.parametrize("alg_id", [0, AlgId.CALG_HMAC, AlgId.CALG_3DES])

@@ -60,6 +60,16 @@ def test_readers_return_what_makers_made():
     assert wire.fw_lead_seq_no(options) == 2**64 - 1
 
 
+@pytest.mark.parametrize("number", [0, 1, 0x0102030405060708, 2**64 - 1])
+def test_fw_lead_is_read_as_it_was_made(number):
+    assert wire.fw_lead_seq_no((wire.fw_lead(number),)) == number
+
+
+def test_security_identifier_is_taken_as_it_is():
+    sid = bytes.fromhex("0105 000000000005 15000000 00000000 00000000")
+    assert wire.user_sid(sid) == Option(OptionId.USER_SID, sid)
+
+
 def test_readers_return_none_where_the_option_is_absent():
     assert wire.utilization((), OptionId.CPU_UTIL) is None
     assert wire.fw_lead_seq_no(()) is None

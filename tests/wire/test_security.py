@@ -128,12 +128,13 @@ def dressed(security, security_data):
     return security.seal(BODY)[:5] + security_data + BODY
 
 
-def test_hmac_over_the_hash_is_accepted_and_from_then_on_required():
-    security = HashSecurity(KEY)
-    over_hash = dressed(security, hmac.digest(KEY, hashlib.sha256(BODY).digest(), "sha256"))
+@pytest.mark.parametrize("algorithm", ["sha1", "sha256", "sha384", "sha512"])
+def test_hmac_over_the_hash_is_accepted_and_from_then_on_required(algorithm):
+    security = HashSecurity(KEY, algorithm)
+    over_hash = dressed(security, hmac.digest(KEY, hashlib.new(algorithm, BODY).digest(), algorithm))
     assert security.verify(memoryview(over_hash)) == BODY
     assert security.verify(memoryview(over_hash)) == BODY
-    assert refused(security, sealed(HashSecurity(KEY))) is DropReason.HMAC
+    assert refused(security, sealed(HashSecurity(KEY, algorithm))) is DropReason.HMAC
 
 
 def test_hmac_over_the_packet_once_verified_is_the_only_one_accepted():
@@ -143,11 +144,37 @@ def test_hmac_over_the_packet_once_verified_is_the_only_one_accepted():
     assert refused(security, over_hash) is DropReason.HMAC
 
 
-def test_packet_that_does_not_verify_decides_nothing():
-    security = HashSecurity(KEY)
-    assert refused(security, dressed(security, bytes(32))) is DropReason.HMAC
-    over_hash = dressed(security, hmac.digest(KEY, hashlib.sha256(BODY).digest(), "sha256"))
-    assert security.verify(memoryview(over_hash)) == BODY
+OVER_HASH = hmac.digest(KEY, hashlib.sha256(BODY).digest(), "sha256")
+LITTLE_ENDIAN = PRIVATE.sign(BODY, PKCS1v15(), hashes.SHA256())[::-1]
+READINGS = {
+    "hmac over the packet": ("hash", hmac.digest(KEY, BODY, "sha256")),
+    "hmac over the hash": ("hash", OVER_HASH),
+    "least significant byte first": ("sign", LITTLE_ENDIAN),
+    "most significant byte first": ("sign", LITTLE_ENDIAN[::-1]),
+}
+each_reading = pytest.mark.parametrize(("name", "data"), READINGS.values(), ids=READINGS.keys())
+
+
+@each_reading
+def test_packet_that_does_not_verify_decides_nothing(name, data):
+    security = MODES[name]()
+    for _ in range(3):
+        assert refused(security, dressed(security, bytes(len(data)))) in (
+            DropReason.HMAC,
+            DropReason.SIGNATURE,
+        )
+    assert security.verify(memoryview(dressed(security, data))) == BODY
+
+
+@each_reading
+@pytest.mark.parametrize("learned", [True, False])
+def test_every_byte_of_security_data_is_compared_in_whichever_reading(name, data, learned):
+    security = MODES[name]()
+    if learned:
+        security.verify(memoryview(dressed(security, data)))
+    for place in range(len(data)):
+        damaged = data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :]
+        assert refused(security, dressed(security, damaged)) in (DropReason.HMAC, DropReason.SIGNATURE)
 
 
 def test_hmac_over_the_packet_is_sent_whatever_the_peer_sends():
@@ -272,6 +299,16 @@ def test_make_security_makes_each_mode():
     sender = made(SecurityMode.SIGN, private_key=PRIVATE)
     receiver = made(SecurityMode.SIGN, public_key=PRIVATE.public_key())
     assert receiver.verify(memoryview(sealed(sender))) == BODY
+
+
+def test_side_with_both_keys_can_sign():
+    both = make_security(SecurityMode.SIGN, private_key=PRIVATE, public_key=PRIVATE.public_key())
+    assert SignSecurity(PRIVATE.public_key()).verify(memoryview(sealed(both))) == BODY
+
+
+def test_signature_is_over_the_hash_that_was_agreed():
+    sha1 = make_security(SecurityMode.SIGN, private_key=PRIVATE, hash_alg=CALG_SHA1)
+    PRIVATE.public_key().verify(sha1.security_data(BODY)[::-1], BODY, PKCS1v15(), hashes.SHA1())
 
 
 @pytest.mark.parametrize("mode", [SecurityMode.HASH, SecurityMode.SIGN])

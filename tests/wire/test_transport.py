@@ -298,6 +298,8 @@ def test_packet_of_another_session_is_refused_unless_any_is_accepted(name):
     with pytest.raises(WireError) as caught:
         decode(VECTORS[name], session_id=SESSION + 1, security=NONE)
     assert caught.value.reason is DropReason.SESSION_ID
+    with pytest.raises(WireError, match="session"):
+        decode(VECTORS[name], session_id=0, security=NONE)
     assert decode(VECTORS[name], session_id=None, security=NONE)[0].session_id == SESSION
 
 

@@ -216,9 +216,9 @@ class ClientSession:
         """Join the session a DEMOTE named; blocks that came stay (MS-WDSMT 3.2.5.16, deviation 44)."""
         self.session_id = session_id
         self.server = server
-        used = self.transport.cache_used
+        used, refused = self.transport.cache_used, self.transport.refused
         self.transport = self._new_transport(now)
-        self.transport.cache_used = used
+        self.transport.cache_used, self.transport.refused = used, refused
 
     # ------------------------------------------------------------------ out
 
