@@ -1163,6 +1163,25 @@ def test_nack_that_changes_the_master_sets_the_window_to_what_the_new_one_has(na
     assert narrow.data.mc_trail == 120
 
 
+@pytest.mark.parametrize("by", ["nack", "report"])
+def test_who_takes_over_from_a_silent_master_has_five_spms_of_its_own(narrow, by):
+    slow, now = behind_in_steps(narrow)
+    for _ in range(5):
+        narrow.data._send_spm(now)  # none of which the master answers
+    if by == "nack":
+        narrow.nack(slow, ((121, 125),), now, loss=10**15, hi=199)
+    else:
+        report(narrow, slow, 100, now)
+    assert narrow.data.master_client_id == slow
+    narrow.sent()
+    narrow.transport.handle_timers(narrow.timers.get(ServerTimer.SPM))
+    assert len(narrow.sent(Spm)) == 1
+    assert not narrow.clients.active[slow].gave_up_on
+    for _ in range(5):
+        narrow.transport.handle_timers(narrow.timers.get(ServerTimer.SPM))
+    assert narrow.transport.state is ServerState.QCC
+
+
 def test_nack_that_changes_the_master_drops_no_repair_that_waits(narrow):
     slow, now = behind_in_steps(narrow)
     narrow.nack(narrow.master, ((130, 131),), now + 1, hi=200)

@@ -92,7 +92,6 @@ class DataState:
         """3.1.5.9.1; a new master comes with its RTT and its loss (deviation 29)."""
         self._set_master(master)
         self._leaving.clear()  # what was taken before QCC state, in which nothing leaves
-        self._spm_count = 0
         timers = self._transport.timers
         timers.set(ServerTimer.CLEANUP_DATA_LIST, now + self._parameters.cleanup_data_list_interval)
         timers.set(ServerTimer.OUT_STATE_QCC, now + self._parameters.qcc_interval)
@@ -102,11 +101,12 @@ class DataState:
         """The master is gone and another takes over (deviation 31); where it stands its first ACK tells."""
         self._set_master(master)
         self._unheard = True
-        self._spm_count = 0
         self._send_spm(now)
 
     def _set_master(self, master: ClientRecord) -> None:
+        """SPMCount is about the master's silence (3.1.1.3), so nobody answers for that of another."""
         self._unheard = False
+        self._spm_count = 0
         self.master_client_id = master.client_id
         self.mcrtt = max(0.001, master.rtt)
         self.mc_loss = master.loss
