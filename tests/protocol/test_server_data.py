@@ -110,6 +110,23 @@ def test_back_offs_are_never_below_a_millisecond(alone):
     assert (spm.min_nack_back_off, spm.max_nack_back_off) == (1, 1)
 
 
+def test_clients_that_have_not_confirmed_do_not_lengthen_the_back_off():
+    server = Round(4, rtt=0.015)
+    for number in range(5, 9):
+        server.join(number, T + 2)
+    server.sent()
+    server.data._send_spm(T + 2)
+    assert server.sent(Spm)[0][0].max_nack_back_off == 30
+
+
+def test_spm_tells_the_round_trip_of_the_master_whoever_joined_first(pair):
+    first, second = (pair.clients.active[client] for client in (pair.master, pair.others[0]))
+    first.rtt, second.rtt = 0.050, 0.020
+    for master, rtt in ((first, 50), (second, 20)):
+        pair.data.enter(master, T + 2)
+        assert [spm.rtt for spm, _ in pair.sent(Spm)] == [rtt]
+
+
 @pytest.mark.parametrize(("rtt", "wait"), [(0.010, 0.22), (0.055, 0.22), (0.060, 0.24), (0.250, 1.0)])
 def test_spm_comes_every_220_ms_or_four_round_trips(rtt, wait):
     server = Round()
@@ -177,6 +194,19 @@ def test_new_reign_starts_the_count_anew(alone):
     due = alone.timers.get(ServerTimer.SPM)
     alone.data.spm_timer(due)
     assert alone.transport.state is ServerState.DATA
+
+
+def test_new_reign_goes_on_with_the_window_and_what_is_in_flight(alone):
+    alone.open_window(alone.master, T + 2)
+    lead = alone.data.mc_lead
+    alone.data.take_odata(5, T + 2)
+    size = alone.data.window.size
+    alone.transport.enter_qcc(T + 3)
+    alone.qcr(alone.master, T + 3, seq=alone.last_qcc())
+    alone.transport.handle_timers(T + 3.001)
+    assert alone.transport.state is ServerState.DATA
+    assert (alone.data.window.size, alone.data.in_flight, alone.data.trail) == (size, 5, 1)
+    assert alone.ack(alone.master, lead + 5, T + 3.01) is None
 
 
 # ---------------------------------------------------------------------- sending
@@ -891,6 +921,20 @@ def test_withdrawn_round_never_ends_and_leaves_nothing_behind(alone):
     assert alone.repairs() == []
     alone.data.cleanup_timer(T + 9)
     assert empties(alone) == []
+
+
+def test_packets_of_a_withdrawn_round_are_forgotten_when_they_are_old_like_any(alone):
+    alone.data.give([(1, 1)])
+    alone.data.take_odata(1, T + 2)
+    alone.ack(alone.master, 1, T + 2)
+    alone.data.give([(1, 9)])
+    alone.data.take_odata(9, T + 2)
+    alone.data.withdraw()
+    lead = alone.data.mc_lead
+    alone.data.cleanup_timer(T + 2.9)
+    assert (alone.data.trail, lead > 1) == (1, True)
+    alone.data.cleanup_timer(T + 3.1)
+    assert alone.data.trail == lead
 
 
 def test_new_master_goes_on_where_the_old_one_was(pair):

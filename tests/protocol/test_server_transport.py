@@ -216,6 +216,28 @@ def test_joinack_is_sent_three_times_in_all_and_the_client_forgotten(server):
     assert server.events() == []
 
 
+def test_joinack_that_is_late_is_followed_by_the_next_a_whole_wait_later(server):
+    server.join(1, T)
+    server.transport.handle_timers(T + 0.7)
+    assert server.transport.next_deadline() == T + 1.2
+
+
+def test_clients_that_never_confirm_are_all_forgotten_at_once(server):
+    for number in range(1, 4):
+        server.join(number, T)
+    for due in (T + 0.5, T + 1.0, T + 1.5):
+        server.transport.handle_timers(due)
+    assert not server.clients.pending
+
+
+def test_client_about_to_join_does_not_hold_up_what_is_due_before_its_joinack(server):
+    server.data_state(1)
+    server.join(2, T + 0.3)
+    earliest = server.timers.next_deadline()
+    assert earliest < T + 0.8
+    assert server.transport.next_deadline() == earliest
+
+
 def test_qcr_ends_the_joinacks(server):
     server.activate(1, T)
     server.sent()
@@ -1294,10 +1316,12 @@ def test_removed_clients_that_never_leave_are_forgotten_too(server):
     server.transport.kick(one, KickReason.FAIL, T)
     server.transport.demote(two, LOWER, T)
     server.application.calls.clear()
+    server.events()
     server.transport._client_cleanup_timer(T + 61)
     assert not server.application.named("clients_changed")
     assert not server.clients.kicked
     assert not server.clients.demoted
+    assert [event.reason for event in server.events()] == [Gone.DEAD, Gone.DEAD]
     server.sent()
     server.transport.handle_timers(T + 75)
     assert (server.sent(Kick), server.sent(Demote)) == ([], [])
@@ -1318,8 +1342,19 @@ def test_session_ends_after_300_seconds_without_any_client(server):
         assert not server.transport.terminated
     server.transport.handle_timers(T + 400)
     assert server.transport.terminated
-    assert server.events()[-1:] == [Terminated()]
+    assert server.events() == [Terminated()]
     assert server.timers.next_deadline() == math.inf
+
+
+def test_session_that_ends_says_so_once_and_nothing_to_its_clients():
+    server = ServerScript(inactivity_timeout=5.0)
+    server.activate(1, T)
+    server.sent()
+    server.events()
+    server.transport.handle_timers(T + 5)
+    server.transport.handle_timers(T + 6)
+    assert server.events() == [Terminated()]
+    assert {type(packet) for packet, _ in server.sent()} <= {Qcc}
 
 
 @pytest.mark.parametrize("kind", ["join", "qcr", "ack", "nack", "poll_ack", "leave"])
