@@ -1301,6 +1301,24 @@ def test_new_master_has_a_second_of_its_own_however_long_nothing_moved_before(na
     assert narrow.data.mc_trail == 200
 
 
+@pytest.mark.parametrize("by", ["qcc", "successor"])
+def test_master_that_did_not_ask_for_its_reign_has_a_second_of_its_own_too(narrow, by):
+    slow, now = behind_in_steps(narrow)
+    first = narrow.master
+    report(narrow, slow, 100, now)
+    now += 1.5  # in which nothing moved, nor could
+    if by == "qcc":
+        narrow.transport.enter_qcc(now)
+        narrow.data.enter(narrow.clients.active[first], now)
+    else:
+        narrow.data.succeed(narrow.clients.active[first], now)
+    narrow.data.cleanup_timer(now + 0.9)
+    assert not narrow.clients.active[first].gave_up_on
+    narrow.data.cleanup_timer(now + 1.0)
+    assert narrow.clients.active[first].gave_up_on
+    assert narrow.data.mc_trail == 200
+
+
 def test_master_that_does_not_answer_is_not_chosen_again_while_there_is_another():
     server = Round(2, rtt=0.010)
     server.clients.active[server.master].rtt = 0.5

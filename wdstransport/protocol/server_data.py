@@ -91,6 +91,7 @@ class DataState:
     def enter(self, master: ClientRecord, now: float) -> None:
         """3.1.5.9.1; a new master comes with its RTT and its loss (deviation 29)."""
         self._set_master(master)
+        self._moved_at = now
         self._leaving.clear()  # what was taken before QCC state, in which nothing leaves
         timers = self._transport.timers
         timers.set(ServerTimer.CLEANUP_DATA_LIST, now + self._parameters.cleanup_data_list_interval)
@@ -100,6 +101,7 @@ class DataState:
     def succeed(self, master: ClientRecord, now: float) -> None:
         """The master is gone and another takes over (deviation 31); where it stands its first ACK tells."""
         self._set_master(master)
+        self._moved_at = now
         self._unheard = True
         self._send_spm(now)
 
