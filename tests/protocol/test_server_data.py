@@ -961,6 +961,15 @@ def test_first_ack_of_who_takes_over_tells_where_it_stands(pair):
     assert pair.data.in_flight == 0
 
 
+def test_ack_of_what_was_never_sent_is_not_the_first_of_who_takes_over(pair):
+    pair.qcr(pair.others[0], T + 2)
+    lead = pair.open_window(pair.master, T + 2) - 1
+    pair.receive(Leave(pair.master, LeaveReason.CANCELLED), address(1), T + 2)
+    assert pair.ack(pair.others[0], lead + 1, T + 2) is DropReason.STALE
+    assert pair.ack(pair.others[0], 5, T + 2) is None
+    assert pair.data.in_flight == lead - 5
+
+
 def test_who_takes_over_has_five_spms_of_its_own(pair):
     pair.qcr(pair.others[0], T + 2)
     pair.data._spm_count = 4

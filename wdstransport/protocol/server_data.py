@@ -236,7 +236,7 @@ class DataState:
         """3.1.5.9.5; nothing in QCC state (deviation 47), where there is no master."""
         if packet.client_id != self.master_client_id:
             return DropReason.STATE
-        if self._unheard:
+        if self._unheard and packet.odata_seq_no <= self.mc_lead:
             self._unheard = False
             self._follow(packet.odata_seq_no, now)
         if not self.mc_trail <= packet.odata_seq_no <= self.mc_lead:
