@@ -314,6 +314,8 @@ def test_accepted_packets_are_counted_one_by_one(pair):
     pair.ack(pair.others[0], 1, T + 2.3)
     pair.ack(pair.master, 99, T + 2.4)
     pair.nack(pair.others[0], ((1, 1),), T + 2.5)
+    pair.transport.enter_qcc(T + 2.6)
+    pair.nack(pair.others[0], ((1, 1),), T + 2.6)
     counters = pair.data.counters
     assert (counters.acks, counters.nacks, counters.data_packets) == (2, 1, 1)
 
@@ -366,6 +368,23 @@ def test_ack_measures_the_masters_round_trip_and_loss(alone):
     assert alone.data.mcrtt == record.rtt == pytest.approx(0.025)
     assert alone.data.mc_loss == record.loss == pytest.approx(0.2)
     assert record.hi_odata_seq_no == 5
+
+
+def test_ack_is_no_report_and_no_answer_to_qcc(alone):
+    record = alone.clients.active[alone.master]
+    alone.transport.enter_qcc(T + 2)
+    alone.data.enter(record, T + 2)
+    before = record.last_update
+    alone.ack(alone.master, 0, T + 3)
+    assert (record.last_update, record.qcr_received) == (before, False)
+
+
+def test_ack_acknowledges_its_own_number_however_much_more_has_come(alone):
+    alone.open_window(alone.master, T + 2, packets=8)
+    alone.data.take_odata(8, T + 2)
+    trail, lead = alone.data.mc_trail, alone.data.mc_lead
+    alone.ack(alone.master, trail + 3, T + 3, hi=lead)
+    assert (alone.data.mc_trail, alone.data.in_flight) == (trail + 3, lead - trail - 3)
 
 
 def test_round_trip_is_never_below_a_millisecond(alone):
@@ -468,6 +487,14 @@ def test_repair_counts_as_sending(alone):
         alone.nack(alone.master, [(1, 1)], now)
         results.append(alone.repairs(now))
     assert results == [[1], [], [], [1], [], [1]]
+
+
+def test_repairs_that_leave_together_all_count_as_sent(alone):
+    alone.open_window(alone.master, T + 2)
+    alone.nack(alone.master, [(1, 5)], T + 3)
+    assert alone.repairs(T + 3) == [1, 2, 3, 4, 5]
+    alone.nack(alone.master, [(1, 5)], T + 3)
+    assert alone.repairs(T + 3) == []
 
 
 def test_repair_that_has_not_left_yet_is_not_queued_twice(alone):
@@ -639,6 +666,14 @@ def test_others_nack_is_repaired_too(pair):
     assert pair.data.mc_loss == 0.0
 
 
+def test_others_nack_cuts_the_window_too(pair):
+    pair.open_window(pair.master, T + 2)
+    size = pair.data.window.size
+    pair.nack(pair.others[0], [(1, 1)], T + 3)
+    assert pair.data.master_client_id == pair.master
+    assert pair.data.window.size == size * 3 // 4
+
+
 def throughput_pair(loss, *, rtt=0.020, gave_up_on=False):
     """A master with 20 ms and 1 % loss; the other's NACK."""
     server = Round(2)
@@ -714,6 +749,16 @@ def test_nack_costs_its_client_what_it_makes_the_server_look_at_and_nothing_for_
     server.send_all(T + 2)
     server.nack(server.master, [(1, 500)], T + 3)
     assert work.left(T + 3) == 959
+
+
+@pytest.mark.parametrize(("limit", "cost"), [("max_nack_work", 5), ("max_repairs_queued", 7)])
+def test_nack_that_asks_for_more_than_it_gets_costs_what_was_looked_at(limit, cost):
+    server = Round(nack_work_per_second=0.0, nack_own_work=20.0, **{limit: 5})
+    server.open_window(server.master, T + 2)
+    work = server.clients.active[server.master].nack_work
+    before = work.left(T + 4)
+    server.nack(server.master, [(1, 3), (2, 50)], T + 4)
+    assert before - work.left(T + 4) == 20 + cost  # 2 and 3 are looked at twice and queued once
 
 
 def test_nack_costs_its_client_its_own_price_in_qcc_state_too():
@@ -1097,6 +1142,14 @@ def test_client_within_the_window_does_not_become_the_master(narrow):
     assert narrow.data.mc_trail == 200
 
 
+@pytest.mark.parametrize(("hi", "takes_over"), [(179, True), (180, False)])
+def test_how_far_behind_a_client_is_counts_what_is_in_flight(narrow, hi, takes_over):
+    slow, now = behind_in_steps(narrow)
+    narrow.data.take_odata(30, now)
+    report(narrow, slow, hi, now)
+    assert (narrow.data.master_client_id == slow) is takes_over
+
+
 def test_client_behind_a_window_that_losses_made_small_does_not_become_the_master(narrow):
     slow, now = behind_in_steps(narrow)
     narrow.data.window.size = 10
@@ -1211,9 +1264,11 @@ def behind_in_steps(server):
 
 def test_nack_that_changes_the_master_sets_the_window_to_what_the_new_one_has(narrow):
     slow, now = behind_in_steps(narrow)
+    narrow.sent()
     narrow.nack(slow, ((121, 125), (150, 151)), now, loss=10**15, hi=199)
     assert narrow.data.master_client_id == slow
     assert narrow.data.mc_trail == 120
+    assert [type(packet) for packet, _ in narrow.sent()] == [Ncf]  # the next packet names the new master
 
 
 @pytest.mark.parametrize("by", ["nack", "report"])
