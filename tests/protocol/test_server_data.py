@@ -921,6 +921,29 @@ def test_round_with_others_that_were_kicked_is_over_at_once(pair):
     assert empties(pair) == [T + 2]
 
 
+def test_client_that_is_about_to_join_does_not_keep_a_round_waiting(alone):
+    alone.join(2, T + 2)
+    alone.data.give([(1, 50)])
+    finish(alone, T + 2)
+    assert empties(alone) == [T + 2]
+
+
+def test_application_may_give_the_next_round_when_it_hears_of_the_end_of_one(alone, monkeypatch):
+    ends = []
+
+    def data_empty(now):
+        ends.append(now)
+        if len(ends) < 3:
+            alone.data.give([(1, 5)])
+
+    monkeypatch.setattr(alone.application, "data_empty", data_empty)
+    alone.data.give([(1, 5)])
+    for second in (2, 3, 4):
+        finish(alone, T + second)
+        assert alone.data.given == ()
+    assert len(ends) == 3
+
+
 def test_round_with_others_is_over_a_second_after_its_last_packet_whenever_that_was_acknowledged(pair):
     pair.data.give([(1, 1)])
     pair.send_all(T + 2)
@@ -1210,6 +1233,16 @@ def test_master_that_does_not_move_for_a_second_does_not_hold_the_others(narrow)
     narrow.data._set_master(narrow.clients.active[narrow.master])
     report(narrow, slow, 101, now + 1.1)
     assert narrow.data.master_client_id == narrow.master
+
+
+def test_master_that_never_gets_the_last_packet_does_not_hold_the_others_either(narrow):
+    slow, now = behind_in_steps(narrow)
+    narrow.data.cleanup_timer(now + 1.5)
+    assert narrow.data.packets.first_seq == 200
+    narrow.nack(slow, ((200, 200),), now + 1.6, loss=10**15, hi=199)
+    assert (narrow.data.master_client_id, narrow.data.in_flight) == (slow, 1)
+    narrow.data.cleanup_timer(now + 2.6)
+    assert narrow.data.in_flight == 0
 
 
 def test_slow_master_that_moves_holds_the_others_for_as_long_as_it_moves(narrow):
