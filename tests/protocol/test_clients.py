@@ -65,6 +65,33 @@ def test_client_speaks_only_from_where_it_joined(lists):
     assert lists.speaking(2, address(1)) is None
 
 
+def test_clients_behind_one_address_are_told_apart_by_their_ports(lists):
+    one, two = record(1), record(2)
+    two.address = (one.address[0], one.address[1] + 1)
+    lists.add_pending(one)
+    lists.add_pending(two)
+    assert (lists.at(one.address), lists.at(two.address)) == (one, two)
+    assert (lists.speaking(1, two.address), lists.speaking(2, two.address)) == (None, two)
+    assert lists.at((one.address[0], one.address[1] + 2)) is None
+
+
+@pytest.mark.parametrize("home", ["pending", "active", "kicked", "demoted"])
+def test_client_on_any_list_speaks_and_can_be_removed(lists, home):
+    one, other = record(1), record(2)
+    for each in (one, other):
+        lists.add_pending(each)
+        if home != "pending":
+            lists.activate(each)
+        if home in ("kicked", "demoted"):
+            {"kicked": lists.kick, "demoted": lists.demote}[home](each)
+    assert homes(lists, 1) == [home]
+    assert lists.speaking(1, address(1)) is one
+    lists.remove(one)
+    assert homes(lists, 1) == []
+    assert lists.speaking(1, address(1)) is None
+    assert homes(lists, 2) == [home]
+
+
 def test_full_pending_list_drops_the_oldest_unconfirmed(lists):
     everyone = [record(number) for number in range(1, 6)]
     assert [lists.add_pending(each) for each in everyone[:3]] == [None, None, None]
@@ -152,3 +179,10 @@ def test_successor_still_misses_blocks_where_there_is_such_a_client(lists):
     assert lists.successor(5.0) is done
     behind = heir(lists, 2, rtt=0.1, progress=99)
     assert lists.successor(5.0) is behind
+
+
+@pytest.mark.parametrize(("near", "far"), [(10, 90), (90, 10), (0, 99)])
+def test_how_much_a_successor_misses_does_not_matter(lists, near, far):
+    heir(lists, 1, rtt=0.1, progress=near)
+    slow = heir(lists, 2, rtt=0.9, progress=far)
+    assert lists.successor(5.0) is slow

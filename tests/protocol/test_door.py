@@ -213,7 +213,10 @@ def test_an_allowance_grows_to_its_burst_and_no_further():
     share.spend(35, T + 100)
     assert share.left(T + 100) == -5
     assert share.left(T + 101) == 5
+    assert share.left(T + 100.75) == 2.5
     assert share.left(T + 101) == 5, "asking changes nothing"
     share.spend(5, T + 101)
     assert share.left(T + 102) == 10
     assert share.left(T + 200) == 30
+    share.spend(-50, T + 200)
+    assert share.left(T + 200) == 30, "what is given back does not go beyond the burst either"

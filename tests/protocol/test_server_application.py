@@ -330,6 +330,7 @@ def test_every_plan_has_a_number_of_its_own_though_it_is_the_same():
 def test_round_begins_are_told_once():
     script = Script(clients=(1, 2))
     script.round({1: [(1, 9)]})
+    assert script.application.events == [SendingBegan(2)]
     script.application.data_empty(T + 5)
     script.round({1: [(1, 3)]})
     assert script.application.events == [SendingBegan(2)]
@@ -546,6 +547,27 @@ def test_next_client_after_the_last_is_served():
     script.come(2, T + 100)
     assert len(script.below.polls) == 2
     assert script.round({2: [(1, 1000)]}, T + 100) == [(1, 1000)]
+
+
+def test_session_counts_on_when_everybody_had_gone():
+    script = Script()
+    script.round({1: [(1, 9)]})
+    script.go(1, T + 3)
+    assert script.application.events == [SendingBegan(1)]  # it did, though nobody had asked yet
+    script.come(2, T + 100)
+    script.round({2: [(1, 9)]}, T + 100)
+    assert (script.application.rounds, script.application.plan_number) == (2, 2)
+    assert script.application.events == [SendingBegan(1)]
+
+
+def test_newcomer_does_not_start_a_query_anew_that_is_under_way():
+    script = Script(clients=(1,))
+    due = script.application.next_deadline()
+    assert script.answer(1, [(1, 9)], T + 0.1)
+    script.come(2, T + 0.1)
+    assert (len(script.below.polls), script.application.next_deadline()) == (1, due)
+    script.due()
+    assert script.below.given == [[(1, 9)]]
 
 
 def test_client_that_goes_while_others_stay_does_not_stop_the_round():

@@ -110,6 +110,23 @@ def test_back_offs_are_never_below_a_millisecond(alone):
     assert (spm.min_nack_back_off, spm.max_nack_back_off) == (1, 1)
 
 
+def test_clients_that_have_not_confirmed_do_not_lengthen_the_back_off():
+    server = Round(4, rtt=0.015)
+    for number in range(5, 9):
+        server.join(number, T + 2)
+    server.sent()
+    server.data._send_spm(T + 2)
+    assert server.sent(Spm)[0][0].max_nack_back_off == 30
+
+
+def test_spm_tells_the_round_trip_of_the_master_whoever_joined_first(pair):
+    first, second = (pair.clients.active[client] for client in (pair.master, pair.others[0]))
+    first.rtt, second.rtt = 0.050, 0.020
+    for master, rtt in ((first, 50), (second, 20)):
+        pair.data.enter(master, T + 2)
+        assert [spm.rtt for spm, _ in pair.sent(Spm)] == [rtt]
+
+
 @pytest.mark.parametrize(("rtt", "wait"), [(0.010, 0.22), (0.055, 0.22), (0.060, 0.24), (0.250, 1.0)])
 def test_spm_comes_every_220_ms_or_four_round_trips(rtt, wait):
     server = Round()
@@ -177,6 +194,19 @@ def test_new_reign_starts_the_count_anew(alone):
     due = alone.timers.get(ServerTimer.SPM)
     alone.data.spm_timer(due)
     assert alone.transport.state is ServerState.DATA
+
+
+def test_new_reign_goes_on_with_the_window_and_what_is_in_flight(alone):
+    alone.open_window(alone.master, T + 2)
+    lead = alone.data.mc_lead
+    alone.data.take_odata(5, T + 2)
+    size = alone.data.window.size
+    alone.transport.enter_qcc(T + 3)
+    alone.qcr(alone.master, T + 3, seq=alone.last_qcc())
+    alone.transport.handle_timers(T + 3.001)
+    assert alone.transport.state is ServerState.DATA
+    assert (alone.data.window.size, alone.data.in_flight, alone.data.trail) == (size, 5, 1)
+    assert alone.ack(alone.master, lead + 5, T + 3.01) is None
 
 
 # ---------------------------------------------------------------------- sending
@@ -284,6 +314,8 @@ def test_accepted_packets_are_counted_one_by_one(pair):
     pair.ack(pair.others[0], 1, T + 2.3)
     pair.ack(pair.master, 99, T + 2.4)
     pair.nack(pair.others[0], ((1, 1),), T + 2.5)
+    pair.transport.enter_qcc(T + 2.6)
+    pair.nack(pair.others[0], ((1, 1),), T + 2.6)
     counters = pair.data.counters
     assert (counters.acks, counters.nacks, counters.data_packets) == (2, 1, 1)
 
@@ -336,6 +368,23 @@ def test_ack_measures_the_masters_round_trip_and_loss(alone):
     assert alone.data.mcrtt == record.rtt == pytest.approx(0.025)
     assert alone.data.mc_loss == record.loss == pytest.approx(0.2)
     assert record.hi_odata_seq_no == 5
+
+
+def test_ack_is_no_report_and_no_answer_to_qcc(alone):
+    record = alone.clients.active[alone.master]
+    alone.transport.enter_qcc(T + 2)
+    alone.data.enter(record, T + 2)
+    before = record.last_update
+    alone.ack(alone.master, 0, T + 3)
+    assert (record.last_update, record.qcr_received) == (before, False)
+
+
+def test_ack_acknowledges_its_own_number_however_much_more_has_come(alone):
+    alone.open_window(alone.master, T + 2, packets=8)
+    alone.data.take_odata(8, T + 2)
+    trail, lead = alone.data.mc_trail, alone.data.mc_lead
+    alone.ack(alone.master, trail + 3, T + 3, hi=lead)
+    assert (alone.data.mc_trail, alone.data.in_flight) == (trail + 3, lead - trail - 3)
 
 
 def test_round_trip_is_never_below_a_millisecond(alone):
@@ -438,6 +487,14 @@ def test_repair_counts_as_sending(alone):
         alone.nack(alone.master, [(1, 1)], now)
         results.append(alone.repairs(now))
     assert results == [[1], [], [], [1], [], [1]]
+
+
+def test_repairs_that_leave_together_all_count_as_sent(alone):
+    alone.open_window(alone.master, T + 2)
+    alone.nack(alone.master, [(1, 5)], T + 3)
+    assert alone.repairs(T + 3) == [1, 2, 3, 4, 5]
+    alone.nack(alone.master, [(1, 5)], T + 3)
+    assert alone.repairs(T + 3) == []
 
 
 def test_repair_that_has_not_left_yet_is_not_queued_twice(alone):
@@ -609,6 +666,14 @@ def test_others_nack_is_repaired_too(pair):
     assert pair.data.mc_loss == 0.0
 
 
+def test_others_nack_cuts_the_window_too(pair):
+    pair.open_window(pair.master, T + 2)
+    size = pair.data.window.size
+    pair.nack(pair.others[0], [(1, 1)], T + 3)
+    assert pair.data.master_client_id == pair.master
+    assert pair.data.window.size == size * 3 // 4
+
+
 def throughput_pair(loss, *, rtt=0.020, gave_up_on=False):
     """A master with 20 ms and 1 % loss; the other's NACK."""
     server = Round(2)
@@ -684,6 +749,16 @@ def test_nack_costs_its_client_what_it_makes_the_server_look_at_and_nothing_for_
     server.send_all(T + 2)
     server.nack(server.master, [(1, 500)], T + 3)
     assert work.left(T + 3) == 959
+
+
+@pytest.mark.parametrize(("limit", "cost"), [("max_nack_work", 5), ("max_repairs_queued", 7)])
+def test_nack_that_asks_for_more_than_it_gets_costs_what_was_looked_at(limit, cost):
+    server = Round(nack_work_per_second=0.0, nack_own_work=20.0, **{limit: 5})
+    server.open_window(server.master, T + 2)
+    work = server.clients.active[server.master].nack_work
+    before = work.left(T + 4)
+    server.nack(server.master, [(1, 3), (2, 50)], T + 4)
+    assert before - work.left(T + 4) == 20 + cost  # 2 and 3 are looked at twice and queued once
 
 
 def test_nack_costs_its_client_its_own_price_in_qcc_state_too():
@@ -846,6 +921,29 @@ def test_round_with_others_that_were_kicked_is_over_at_once(pair):
     assert empties(pair) == [T + 2]
 
 
+def test_client_that_is_about_to_join_does_not_keep_a_round_waiting(alone):
+    alone.join(2, T + 2)
+    alone.data.give([(1, 50)])
+    finish(alone, T + 2)
+    assert empties(alone) == [T + 2]
+
+
+def test_application_may_give_the_next_round_when_it_hears_of_the_end_of_one(alone, monkeypatch):
+    ends = []
+
+    def data_empty(now):
+        ends.append(now)
+        if len(ends) < 3:
+            alone.data.give([(1, 5)])
+
+    monkeypatch.setattr(alone.application, "data_empty", data_empty)
+    alone.data.give([(1, 5)])
+    for second in (2, 3, 4):
+        finish(alone, T + second)
+        assert alone.data.given == ()
+    assert len(ends) == 3
+
+
 def test_round_with_others_is_over_a_second_after_its_last_packet_whenever_that_was_acknowledged(pair):
     pair.data.give([(1, 1)])
     pair.send_all(T + 2)
@@ -893,6 +991,20 @@ def test_withdrawn_round_never_ends_and_leaves_nothing_behind(alone):
     assert empties(alone) == []
 
 
+def test_packets_of_a_withdrawn_round_are_forgotten_when_they_are_old_like_any(alone):
+    alone.data.give([(1, 1)])
+    alone.data.take_odata(1, T + 2)
+    alone.ack(alone.master, 1, T + 2)
+    alone.data.give([(1, 9)])
+    alone.data.take_odata(9, T + 2)
+    alone.data.withdraw()
+    lead = alone.data.mc_lead
+    alone.data.cleanup_timer(T + 2.9)
+    assert (alone.data.trail, lead > 1) == (1, True)
+    alone.data.cleanup_timer(T + 3.1)
+    assert alone.data.trail == lead
+
+
 def test_new_master_goes_on_where_the_old_one_was(pair):
     pair.qcr(pair.others[0], T + 2)
     pair.open_window(pair.master, T + 2)
@@ -915,6 +1027,15 @@ def test_first_ack_of_who_takes_over_tells_where_it_stands(pair):
     assert pair.ack(pair.others[0], 3, T + 2) is DropReason.STALE
     assert pair.ack(pair.others[0], lead, T + 2.1) is None
     assert pair.data.in_flight == 0
+
+
+def test_ack_of_what_was_never_sent_is_not_the_first_of_who_takes_over(pair):
+    pair.qcr(pair.others[0], T + 2)
+    lead = pair.open_window(pair.master, T + 2) - 1
+    pair.receive(Leave(pair.master, LeaveReason.CANCELLED), address(1), T + 2)
+    assert pair.ack(pair.others[0], lead + 1, T + 2) is DropReason.STALE
+    assert pair.ack(pair.others[0], 5, T + 2) is None
+    assert pair.data.in_flight == lead - 5
 
 
 def test_who_takes_over_has_five_spms_of_its_own(pair):
@@ -1044,6 +1165,14 @@ def test_client_within_the_window_does_not_become_the_master(narrow):
     assert narrow.data.mc_trail == 200
 
 
+@pytest.mark.parametrize(("hi", "takes_over"), [(179, True), (180, False)])
+def test_how_far_behind_a_client_is_counts_what_is_in_flight(narrow, hi, takes_over):
+    slow, now = behind_in_steps(narrow)
+    narrow.data.take_odata(30, now)
+    report(narrow, slow, hi, now)
+    assert (narrow.data.master_client_id == slow) is takes_over
+
+
 def test_client_behind_a_window_that_losses_made_small_does_not_become_the_master(narrow):
     slow, now = behind_in_steps(narrow)
     narrow.data.window.size = 10
@@ -1106,6 +1235,16 @@ def test_master_that_does_not_move_for_a_second_does_not_hold_the_others(narrow)
     assert narrow.data.master_client_id == narrow.master
 
 
+def test_master_that_never_gets_the_last_packet_does_not_hold_the_others_either(narrow):
+    slow, now = behind_in_steps(narrow)
+    narrow.data.cleanup_timer(now + 1.5)
+    assert narrow.data.packets.first_seq == 200
+    narrow.nack(slow, ((200, 200),), now + 1.6, loss=10**15, hi=199)
+    assert (narrow.data.master_client_id, narrow.data.in_flight) == (slow, 1)
+    narrow.data.cleanup_timer(now + 2.6)
+    assert narrow.data.in_flight == 0
+
+
 def test_slow_master_that_moves_holds_the_others_for_as_long_as_it_moves(narrow):
     slow, now = behind_in_steps(narrow)
     report(narrow, slow, 100, now)
@@ -1158,9 +1297,30 @@ def behind_in_steps(server):
 
 def test_nack_that_changes_the_master_sets_the_window_to_what_the_new_one_has(narrow):
     slow, now = behind_in_steps(narrow)
+    narrow.sent()
     narrow.nack(slow, ((121, 125), (150, 151)), now, loss=10**15, hi=199)
     assert narrow.data.master_client_id == slow
     assert narrow.data.mc_trail == 120
+    assert [type(packet) for packet, _ in narrow.sent()] == [Ncf]  # the next packet names the new master
+
+
+@pytest.mark.parametrize("by", ["nack", "report"])
+def test_who_takes_over_from_a_silent_master_has_five_spms_of_its_own(narrow, by):
+    slow, now = behind_in_steps(narrow)
+    for _ in range(5):
+        narrow.data._send_spm(now)  # none of which the master answers
+    if by == "nack":
+        narrow.nack(slow, ((121, 125),), now, loss=10**15, hi=199)
+    else:
+        report(narrow, slow, 100, now)
+    assert narrow.data.master_client_id == slow
+    narrow.sent()
+    narrow.transport.handle_timers(narrow.timers.get(ServerTimer.SPM))
+    assert len(narrow.sent(Spm)) == 1
+    assert not narrow.clients.active[slow].gave_up_on
+    for _ in range(5):
+        narrow.transport.handle_timers(narrow.timers.get(ServerTimer.SPM))
+    assert narrow.transport.state is ServerState.QCC
 
 
 def test_nack_that_changes_the_master_drops_no_repair_that_waits(narrow):
@@ -1235,6 +1395,24 @@ def test_new_master_has_a_second_of_its_own_however_long_nothing_moved_before(na
     narrow.data.cleanup_timer(now + 5.9)
     assert narrow.data.mc_trail == 100
     narrow.data.cleanup_timer(now + 6.0)
+    assert narrow.data.mc_trail == 200
+
+
+@pytest.mark.parametrize("by", ["qcc", "successor"])
+def test_master_that_did_not_ask_for_its_reign_has_a_second_of_its_own_too(narrow, by):
+    slow, now = behind_in_steps(narrow)
+    first = narrow.master
+    report(narrow, slow, 100, now)
+    now += 1.5  # in which nothing moved, nor could
+    if by == "qcc":
+        narrow.transport.enter_qcc(now)
+        narrow.data.enter(narrow.clients.active[first], now)
+    else:
+        narrow.data.succeed(narrow.clients.active[first], now)
+    narrow.data.cleanup_timer(now + 0.9)
+    assert not narrow.clients.active[first].gave_up_on
+    narrow.data.cleanup_timer(now + 1.0)
+    assert narrow.clients.active[first].gave_up_on
     assert narrow.data.mc_trail == 200
 
 

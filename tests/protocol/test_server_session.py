@@ -10,6 +10,7 @@ from protocol_scripts import STEADY, T, address, ms, snapshot
 from session_scripts import SESSION, ServerWire, broken
 
 from wdstransport.protocol.events import ClientActive, ClientGone, Gone, SendingBegan, Terminated
+from wdstransport.protocol.server_application import ApplicationState
 from wdstransport.protocol.server_data import ODataRun
 from wdstransport.protocol.server_transport import DemoteTarget, ServerState
 from wdstransport.wire.application import CntCir, ProgressReport, SrvCir
@@ -111,6 +112,9 @@ def test_repairs_are_named_by_sequence_number_and_block(server):
     server.hear(Nack(client, 1, 0, ((1, 1),)), 1, now + 1)
     assert [type(packet) for packet, *_ in server.sent(now + 1)] == [Ncf]
     assert server.session.take_repairs(64) == [(1, 11)]
+    server.session.repairs_sent([1], now + 1)
+    server.hear(Nack(client, 1, 0, ((1, 1),)), 1, now + 1)
+    assert server.session.take_repairs(64) == []  # it has left a moment ago
 
 
 def test_what_leaves_is_what_the_plan_loses(server):
@@ -138,6 +142,45 @@ def test_clients_are_listed_with_their_place(server):
     assert server.session.members == 4
 
 
+def test_only_active_clients_count_for_the_application(server):
+    (master, other), now = server.begin(1, 2)
+    kicked, demoted = server.activate(3, now), server.activate(4, now)
+    server.hear(Join("pc", bytes(4), b""), 5, now)
+    server.session.kick(kicked, KickReason.FAIL, now)
+    server.session.demote(demoted, LOWER, now)
+    lists = server.transport.clients
+    assert server.session.active_clients() == 2
+    assert [
+        client
+        for client in (master, other, kicked, demoted, *lists.pending)
+        if server.session.is_active(client)
+    ] == [master, other]
+    lists.active[other].rtt = 0.5
+    lists.kicked[kicked].rtt = 0.9
+    assert server.session.highest_rtt() == 0.5
+
+
+def test_removing_somebody_says_whether_there_was_such_a_client(server):
+    (client,), now = server.begin(1)
+    server.sent(now)
+    assert not server.session.kick(client + 1, KickReason.FAIL, now)
+    assert not server.session.demote(client + 1, LOWER, now)
+    assert server.session.kick(client, KickReason.FALLBACK, now)
+    assert not server.session.kick(client, KickReason.FAIL, now)
+    assert not server.session.demote(client, LOWER, now)
+    assert server.sent(now, Kick) == [(Kick(((client, KickReason.FALLBACK),)), ms(now), None)]
+
+
+@pytest.mark.parametrize("reason", list(KickReason))
+def test_closing_tells_its_reason_and_is_not_over_while_clients_have_not_left(server, reason):
+    (client,), now = server.begin(1)
+    server.sent(now)
+    server.session.close(reason, now)
+    assert server.sent(now, Kick) == [(Kick(((client, reason),)), ms(now), None)]
+    assert not server.session.over
+    assert server.session.next_deadline() < math.inf
+
+
 def test_what_is_for_one_goes_to_one_and_the_rest_to_the_group(server):
     server.hear(Join("pc", bytes(4), b""), 1, T)
     assert [to for _, _, to in server.sent(T)] == [address(1)]
@@ -156,6 +199,12 @@ def test_sender_time_is_the_time_of_leaving(server):
     server.hear(Join("pc", bytes(4), b""), 1, T)
     ((_, sent_at, _),) = server.sent(T + 0.5)
     assert sent_at == ms(T + 0.5)
+
+
+def test_joinack_echoes_the_time_that_the_join_was_sent_at(server):
+    server.hear(Join("pc", bytes(4), b""), 1, T, sender_time=4711)
+    ((answer, _, _),) = server.sent(T, JoinAck)
+    assert answer.client_time == 4711
 
 
 def test_demote_reaches_the_group(server):
@@ -347,6 +396,40 @@ def test_only_who_left_with_everything_counts_as_completed(server):
     gone = [event.reason for event in server.session.take_events() if isinstance(event, ClientGone)]
     assert sorted(reason.name for reason in gone) == ["CANCELLED", "COMPLETE", "INACTIVE"]
     assert server.session.completed == 1
+
+
+def test_every_client_that_left_with_everything_counts_as_completed(server):
+    ids, now = server.begin(1, 2, 3)
+    for number, client_id in zip((1, 2, 3), ids, strict=True):
+        server.hear(Leave(client_id, LeaveReason.COMPLETE), number, now)
+        server.session.take_events()
+        assert server.session.completed == number
+
+
+def test_session_that_asks_again_later_is_querying_meanwhile(server):
+    (client,), now = server.begin(1)
+    server.pollack(1, client, 1, missing(), now)
+    server.session.handle_timers(server.session.application.next_deadline())
+    assert server.session.application.state is ApplicationState.RESTING
+    assert server.session.state == "querying"
+
+
+def test_client_that_is_found_dead_while_the_application_rests_leaves_nothing_due():
+    server = ServerWire(client_dead_timeout=2.0)
+    (one, _), now = server.begin(1, 2)
+    while server.session.members == 2:
+        now = server.session.next_deadline()
+        for packet, sent_at, _ in server.sent(now):
+            if isinstance(packet, Qcc):
+                server.hear(Qcr(one, packet.qcc_seq_no, 0, sent_at, 0, 0, b""), 1, now)
+            elif isinstance(packet, Spm):
+                server.hear(Ack(one, 0, sent_at, 0, 0), 1, now)
+            elif isinstance(packet, Poll):
+                server.pollack(1, one, packet.poll_seq_no, missing(), now)
+        before = server.session.application.state
+        server.session.handle_timers(now)
+        assert server.session.next_deadline() > now
+    assert (before, now) == (ApplicationState.RESTING, T + 4)
 
 
 def test_session_that_ends_in_the_middle_of_a_query_has_no_deadline_any_more():

@@ -79,7 +79,14 @@ def test_qcr_to_the_joinack_ends_prestart_with_a_qcc(server):
     assert [packet.qcc_seq_no for packet, _ in server.sent(Qcc)] == [1]
     assert list(server.clients.active) == [client]
     assert server.events() == [ClientActive(server.clients.active[client])]
-    assert server.application.named("clients_changed")
+    assert server.application.named("clients_changed") == [("clients_changed", T)]
+
+
+def test_every_client_that_confirms_is_told_once(server):
+    ids = [server.activate(number, T) for number in (1, 2, 3)]
+    for client in ids:
+        server.qcr(client, T + 1)
+    assert server.events() == [ClientActive(server.clients.active[client]) for client in ids]
 
 
 # ---------------------------------------------------------------------- JOIN
@@ -142,6 +149,7 @@ def test_record_holds_what_the_join_said(server):
     assert record.mac_address == b"\2\0\0\0\0\1"
     assert record.client_time == 123
     assert record.last_update == T + 1
+    assert record.joined_at == T + 1
     assert record.supports_demote
 
 
@@ -208,6 +216,28 @@ def test_joinack_is_sent_three_times_in_all_and_the_client_forgotten(server):
     assert server.events() == []
 
 
+def test_joinack_that_is_late_is_followed_by_the_next_a_whole_wait_later(server):
+    server.join(1, T)
+    server.transport.handle_timers(T + 0.7)
+    assert server.transport.next_deadline() == T + 1.2
+
+
+def test_clients_that_never_confirm_are_all_forgotten_at_once(server):
+    for number in range(1, 4):
+        server.join(number, T)
+    for due in (T + 0.5, T + 1.0, T + 1.5):
+        server.transport.handle_timers(due)
+    assert not server.clients.pending
+
+
+def test_client_about_to_join_does_not_hold_up_what_is_due_before_its_joinack(server):
+    server.data_state(1)
+    server.join(2, T + 0.3)
+    earliest = server.timers.next_deadline()
+    assert earliest < T + 0.8
+    assert server.transport.next_deadline() == earliest
+
+
 def test_qcr_ends_the_joinacks(server):
     server.activate(1, T)
     server.sent()
@@ -223,6 +253,7 @@ def test_join_that_comes_again_starts_the_three_joinacks_anew(server):
     server.join(1, T + 1.2)
     server.sent()
     for due in (T + 1.7, T + 2.2):
+        assert server.transport.next_deadline() == due
         server.transport.handle_timers(due)
         assert len(server.sent(JoinAck)) == 1
     server.transport.handle_timers(T + 2.7)
@@ -236,6 +267,15 @@ def test_full_session_refuses_a_join_without_an_answer():
     assert server.receive(Join("pc", bytes(4), b""), address(2), T) is DropReason.STATE
     assert server.sent() == []
     assert not server.clients.pending
+
+
+def test_clients_that_are_removed_leave_their_place_in_a_full_session_to_others():
+    server = ServerScript(max_clients=2)
+    kicked, demoted = server.activate(1, T), server.activate(2, T)
+    server.transport.kick(kicked, KickReason.FAIL, T)
+    server.transport.demote(demoted, LOWER, T)
+    ids = [server.activate(number, T) for number in (3, 4)]
+    assert list(server.clients.active) == ids
 
 
 def test_clients_that_joined_together_do_not_exceed_the_limit():
@@ -333,6 +373,20 @@ def test_qcr_updates_what_is_known_of_the_client(server):
     assert record.loss == pytest.approx(0.1)
     assert record.utilization == {"CPU_UTIL": 1, "MEM_UTIL": 2, "NET_UTIL": 3}
     assert server.application.named("status") == [("status", client, b"x")]
+
+
+def test_qcr_replaces_all_that_the_last_one_told(server):
+    client = server.activate(1, T)
+    reports = (
+        (900, 5 * 10**15, (cpu_util(90), mem_util(80), net_util(70))),
+        (20, 10**15, (cpu_util(4), mem_util(5), net_util(6))),
+    )
+    for hi, loss, options in reports:
+        packet = Qcr(client, 0, 0, 0, hi, loss, b"", options)
+        assert server.receive(packet, address(1), T + 3) is None
+    record = server.clients.active[client]
+    assert (record.hi_odata_seq_no, record.loss) == (20, pytest.approx(0.1))
+    assert record.utilization == {"CPU_UTIL": 4, "MEM_UTIL": 5, "NET_UTIL": 6}
 
 
 def test_options_of_a_qcr_that_tell_no_utilization_mean_nothing(server):
@@ -845,6 +899,18 @@ def test_kick_of_nobody_says_so(server):
     assert server.sent() == []
 
 
+def test_client_that_is_removed_already_cannot_be_removed_again(server):
+    kicked, demoted = server.activate(1, T), server.activate(2, T)
+    server.transport.kick(kicked, KickReason.FALLBACK, T)
+    server.transport.demote(demoted, LOWER, T)
+    for client in (kicked, demoted):
+        assert not server.transport.kick(client, KickReason.FAIL, T)
+        assert not server.transport.demote(client, LOWER, T)
+    assert not server.clients.active
+    assert [record.kick_reason for record in server.clients.kicked.values()] == [KickReason.FALLBACK]
+    assert list(server.clients.demoted) == [demoted]
+
+
 def test_kick_is_repeated_every_15_seconds_until_the_client_has_left(server):
     client = server.activate(1, T)
     server.transport.kick(client, KickReason.FAIL, T)
@@ -939,10 +1005,15 @@ def test_kicked_client_that_joins_again_is_told_again_and_stays_removed(server):
     assert server.events() == []
 
 
-def test_client_has_the_name_of_its_last_join(server):
-    client = server.join(1, T, name="old")
-    assert server.join(1, T + 1, name="new") == client
-    assert server.clients.pending[client].name == "new"
+@pytest.mark.parametrize("could", [False, True])
+def test_client_is_and_can_what_its_last_join_says(server, could):
+    multistream = (capabilities(CAP_MULTISTREAM),)
+    client = server.join(1, T, name="old", options=multistream if could else ())
+    packet = Join("new", bytes(4), b"\2\0\0\0\0\7", () if could else multistream)
+    assert server.receive(packet, address(1), T + 1) is None
+    record = server.clients.pending[client]
+    assert (record.name, record.mac_address) == ("new", b"\2\0\0\0\0\7")
+    assert record.supports_demote is not could
 
 
 def test_client_that_confirms_gives_back_every_join_ack_it_took():
@@ -1036,6 +1107,22 @@ def test_closing_repeats_kick_sooner_until_everybody_has_left(server):
     assert server.sent(Kick) == []
 
 
+def test_closing_tells_those_who_were_kicked_before_sooner_and_with_their_own_reason(server):
+    one, two = server.activate(1, T), server.activate(2, T)
+    server.transport.kick(one, KickReason.FAIL, T)
+    server.sent()
+    server.transport.close(KickReason.FALLBACK, T + 1)
+    assert server.sent(Kick) == [(Kick(((one, KickReason.FAIL), (two, KickReason.FALLBACK))), None)]
+    assert server.timers.get(ServerTimer.KICK) == T + 1 + server.parameters.closing_kick_interval
+
+
+def test_closing_session_whose_clients_never_leave_ends_with_the_inactivity_timer(server):
+    server.activate(1, T)
+    server.transport.close(KickReason.FALLBACK, T)
+    server.transport.handle_timers(T + 300)
+    assert server.transport.terminated
+
+
 def test_closing_session_tells_whom_it_demoted_until_it_has_left(server):
     client, other = server.activate(1, T), server.activate(2, T)
     server.transport.demote(client, LOWER, T)
@@ -1063,6 +1150,14 @@ def test_closing_session_admits_nobody(server):
     server.sent()
     assert server.receive(Join("pc", bytes(4), b""), address(9), T + 5) is DropReason.STATE
     assert server.sent() == []
+
+
+def test_closing_session_admits_nobody_at_the_address_of_whom_it_kicked(server):
+    client = server.activate(1, T)
+    server.transport.close(KickReason.FALLBACK, T)
+    for _ in range(2 * server.parameters.max_removed_joins):
+        assert server.receive(Join("pc", bytes(4), b""), address(1), T) is DropReason.STATE
+    assert list(server.clients.kicked) == [client]
 
 
 def test_closing_session_does_not_admit_who_was_about_to_join(server):
@@ -1131,6 +1226,18 @@ def test_demote_is_repeated_every_500_ms_until_the_client_has_left(server):
     server.transport.handle_timers(T + 1.5)
     assert server.sent(Demote) == []
     assert ServerTimer.DEMOTE not in server.timers
+
+
+def test_demote_names_the_lower_session_it_was_asked_for_last(server):
+    one, two = server.activate(1, T), server.activate(2, T)
+    server.transport.demote(one, LOWER, T)
+    server.receive(Leave(one, LeaveReason.CANCELLED), address(1), T + 0.1)
+    server.sent()
+    lowest = DemoteTarget(98, bytes([239, 0, 0, 8]), 7007, bytes([10, 0, 0, 8]), 7008)
+    server.transport.demote(two, lowest, T + 0.2)
+    server.transport.handle_timers(T + 0.5)
+    expected = Demote(98, bytes([239, 0, 0, 8]), 7007, bytes([10, 0, 0, 8]), 7008, (two,))
+    assert server.sent(Demote) == [(expected, None)]
 
 
 def test_demoted_client_that_joins_again_is_told_again_and_stays_removed(server):
@@ -1209,10 +1316,12 @@ def test_removed_clients_that_never_leave_are_forgotten_too(server):
     server.transport.kick(one, KickReason.FAIL, T)
     server.transport.demote(two, LOWER, T)
     server.application.calls.clear()
+    server.events()
     server.transport._client_cleanup_timer(T + 61)
     assert not server.application.named("clients_changed")
     assert not server.clients.kicked
     assert not server.clients.demoted
+    assert [event.reason for event in server.events()] == [Gone.DEAD, Gone.DEAD]
     server.sent()
     server.transport.handle_timers(T + 75)
     assert (server.sent(Kick), server.sent(Demote)) == ([], [])
@@ -1233,8 +1342,19 @@ def test_session_ends_after_300_seconds_without_any_client(server):
         assert not server.transport.terminated
     server.transport.handle_timers(T + 400)
     assert server.transport.terminated
-    assert server.events()[-1:] == [Terminated()]
+    assert server.events() == [Terminated()]
     assert server.timers.next_deadline() == math.inf
+
+
+def test_session_that_ends_says_so_once_and_nothing_to_its_clients():
+    server = ServerScript(inactivity_timeout=5.0)
+    server.activate(1, T)
+    server.sent()
+    server.events()
+    server.transport.handle_timers(T + 5)
+    server.transport.handle_timers(T + 6)
+    assert server.events() == [Terminated()]
+    assert {type(packet) for packet, _ in server.sent()} <= {Qcc}
 
 
 @pytest.mark.parametrize("kind", ["join", "qcr", "ack", "nack", "poll_ack", "leave"])

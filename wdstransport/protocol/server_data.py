@@ -91,8 +91,8 @@ class DataState:
     def enter(self, master: ClientRecord, now: float) -> None:
         """3.1.5.9.1; a new master comes with its RTT and its loss (deviation 29)."""
         self._set_master(master)
+        self._moved_at = now
         self._leaving.clear()  # what was taken before QCC state, in which nothing leaves
-        self._spm_count = 0
         timers = self._transport.timers
         timers.set(ServerTimer.CLEANUP_DATA_LIST, now + self._parameters.cleanup_data_list_interval)
         timers.set(ServerTimer.OUT_STATE_QCC, now + self._parameters.qcc_interval)
@@ -101,12 +101,14 @@ class DataState:
     def succeed(self, master: ClientRecord, now: float) -> None:
         """The master is gone and another takes over (deviation 31); where it stands its first ACK tells."""
         self._set_master(master)
+        self._moved_at = now
         self._unheard = True
-        self._spm_count = 0
         self._send_spm(now)
 
     def _set_master(self, master: ClientRecord) -> None:
+        """SPMCount is about the master's silence (3.1.1.3), so nobody answers for that of another."""
         self._unheard = False
+        self._spm_count = 0
         self.master_client_id = master.client_id
         self.mcrtt = max(0.001, master.rtt)
         self.mc_loss = master.loss
@@ -234,7 +236,7 @@ class DataState:
         """3.1.5.9.5; nothing in QCC state (deviation 47), where there is no master."""
         if packet.client_id != self.master_client_id:
             return DropReason.STATE
-        if self._unheard:
+        if self._unheard and packet.odata_seq_no <= self.mc_lead:
             self._unheard = False
             self._follow(packet.odata_seq_no, now)
         if not self.mc_trail <= packet.odata_seq_no <= self.mc_lead:
