@@ -25,8 +25,10 @@ class Content(MemorySource):
     def __init__(self, data):
         super().__init__(data, "image")
         self.changed = False
+        self.before_check = lambda: None
 
     def check(self):
+        self.before_check()
         super().check()
         if self.changed:
             raise SourceChangedError("not what it was")
@@ -320,6 +322,16 @@ class TestEnding:
         (ended,) = site.events.of(SessionEnded)
         assert ended.reason == "error"
         assert "not what it was" in ended.error
+
+    async def test_a_session_that_ends_while_its_content_is_looked_at_takes_no_more_clients(self, site, run):
+        running = run(site.open())
+
+        async def end():
+            running.served.close(trio.current_time())
+            await running.served.ended.wait()
+
+        running.served.driver.source.before_check = lambda: trio.from_thread.run(end)
+        assert not await running.served.is_current()
 
     async def test_a_socket_that_fails_ends_the_session_and_says_which_interface(self, site, run):
         running = run(site.open())
