@@ -18,7 +18,9 @@ def test_memory_sink_keeps_blocks_at_their_places() -> None:
     sink.write(views(b"de", b"f"), 3)
     assert (bytes(sink.data), sink.finished) == (b"\0\0\0def", False)
     sink.write(views(b"abc"), 0)
-    sink.write(views(b"ghi"), 6)
+    sink.write(views(b"i"), 8)
+    assert bytes(sink.data) == b"abcdef\0\0i"
+    sink.write(views(b"gh"), 6)
     sink.finish()
     assert (bytes(sink.data), sink.finished) == (b"abcdefghi", True)
 

@@ -4,12 +4,14 @@ import errno
 import os
 import random
 import socket
+import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import trio
 from loopback import HOST, PATIENCE, Client, Events, Peer, Player, image, until
+from trio.testing import wait_all_tasks_blocked
 
 from wdstransport.content.sources import MemorySource
 from wdstransport.errors import SourceChangedError
@@ -49,11 +51,18 @@ QUICK = {"poll_back_off": 0.01, "query_margin": 0.02, "data_linger": 0.1, "empty
 
 
 class Content(MemorySource):
-    """Bytes that a test changes under the server."""
+    """Bytes that a test changes under the server, or keeps from it from an offset on until it may go on."""
 
     changed = False
 
+    def __init__(self, data):
+        super().__init__(data)
+        self.readable = len(data)
+        self.go_on = threading.Event()
+
     def read_into(self, views, offset):
+        if offset >= self.readable:
+            assert self.go_on.wait(PATIENCE)
         if self.changed:
             raise SourceChangedError("not what it was")
         super().read_into(views, offset)
@@ -145,11 +154,13 @@ async def start(nursery):
 
     yield begin
     nursery.cancel_scope.cancel()
+    with trio.CancelScope(shield=True):
+        for test in tests:
+            await test.over()
+        await wait_all_tasks_blocked()  # reading from a socket that is closed meanwhile is an error
     for test in tests:
         for player in test.players:
             player.close()
-        with trio.CancelScope(shield=True):
-            await test.over()
 
 
 def kicked(player):
@@ -722,11 +733,18 @@ async def test_the_master_that_falls_silent_is_replaced(start, nursery):
     assert other.master == other.client.client_id
 
 
-async def test_a_client_that_joins_in_the_middle_gets_the_rest_and_then_what_it_missed(start, nursery):
-    test = start(image(2_000_000), rate=3_000_000.0)
+async def test_a_client_that_joins_in_the_middle_gets_the_rest_and_then_what_it_missed(
+    start, nursery, monkeypatch
+):
+    # The round must not be over before somebody is late: reading stops, but not among the first chunks.
+    monkeypatch.setattr("wdstransport.net.reading._CHUNK_BYTES", 100 * BLOCK)
+    test = start(image(1000 * BLOCK), rate=3_000_000.0)
+    test.source.readable = 700 * BLOCK
     first = await test.player(nursery)
-    await until(lambda: len(first.blocks) > 1000)
+    await until(lambda: len(first.blocks) > 100)
     late = await test.player(nursery)
+    await until(lambda: len(test.events.of(ClientActive)) == 2)
+    test.source.go_on.set()
     await until(lambda: first.complete)
     await first.leave()
     await until(lambda: late.complete)

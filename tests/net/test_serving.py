@@ -8,15 +8,20 @@ import warnings
 import pytest
 import trio
 from loopback import HOST, PATIENCE, Client, Events, Player, image, until
+from trio.testing import wait_all_tasks_blocked
 
 from wdstransport.content.sources import MemorySource
 from wdstransport.errors import SourceChangedError, TransportError, UsageError
+from wdstransport.net import serving
 from wdstransport.net.places import SessionPlaces
 from wdstransport.net.served_client import ClientRecords
 from wdstransport.net.serving import SessionSettings, open_session
 from wdstransport.observe.events import ClientJoined, ClientLeft, SendingStarted, SessionEnded
+from wdstransport.protocol.loss import scaled_loss
+from wdstransport.wire.application import ProgressReport, encode
+from wdstransport.wire.options import cpu_util, mem_util, net_util
 from wdstransport.wire.security import SecurityMode
-from wdstransport.wire.transport import KickReason, LeaveReason
+from wdstransport.wire.transport import Kick, KickReason, Leave, LeaveReason, Qcr
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -25,8 +30,10 @@ class Content(MemorySource):
     def __init__(self, data):
         super().__init__(data, "image")
         self.changed = False
+        self.before_check = lambda: None
 
     def check(self):
+        self.before_check()
         super().check()
         if self.changed:
             raise SourceChangedError("not what it was")
@@ -113,8 +120,10 @@ async def run(nursery):
         each.served.close(trio.current_time())
         for player in each.players:
             player.scope.cancel()
-            player.close()
         await each.ended()
+        await wait_all_tasks_blocked()  # reading from a socket that is closed meanwhile is an error
+        for player in each.players:
+            player.close()
 
 
 def discard(served):
@@ -241,6 +250,46 @@ class TestRunning:
         assert (await site.events.wait(ClientLeft)).reason == "kicked"
         assert site.completed == 0
 
+    async def test_a_kick_leaves_though_no_moment_that_is_waited_for_comes(self, run, mock_clock):
+        site = Site(min_clients=2)
+        running = run(site.open())
+        player = await running.player()
+        group = player.client.hear()
+        await site.events.wait(ClientJoined)
+        await wait_all_tasks_blocked()
+        assert running.served.kick(player.client.client_id, KickReason.FALLBACK)
+        _, kick, _ = await group.take(Kick)
+        mock_clock.rate = 1
+        group.close()
+        await player.leave(LeaveReason.CANCELLED)
+        await site.events.wait(ClientLeft)
+        assert kick.clients == ((player.client.client_id, KickReason.FALLBACK),)
+
+    async def test_a_snapshot_of_a_client_has_the_figures_of_its_last_report(self, site, run, mock_clock):
+        served = run(site.open()).served
+        client = Client()
+        client.offer = served.offer()
+        client.session_id = 77
+        mock_clock.jump(3.0)
+        await client.join()
+        await client.confirm()
+        await site.events.wait(ClientJoined)
+        mock_clock.jump(7.5)
+        # It answers what was sent a quarter of a second ago, and says that it waited for 100 ms of that.
+        sent = int(trio.current_time() * 1000) - 250
+        report = encode(ProgressReport(7, 40))
+        figures = (cpu_util(11), mem_util(22), net_util(33))
+        await client.say(Qcr(client.client_id, 0, 100, sent, 0, scaled_loss(0.5), report, figures))
+        await client.say(Leave(client.client_id, LeaveReason.CANCELLED))
+        await site.events.wait(ClientLeft)
+        mock_clock.rate = 1
+        client.close()
+        shown = site.records.find(77, client.client_id).statistics()
+        assert shown.state == "left"
+        assert (shown.progress, shown.rtt, shown.loss) == pytest.approx((0.4, 0.15, 0.5), abs=0.001)
+        assert (shown.cpu, shown.memory, shown.network) == (11, 22, 33)
+        assert shown.seconds_in_session == 7.5
+
     async def test_statistics_show_the_session_and_its_clients(self, site, run):
         served = site.open(image(20_000))
         assert served.statistics().state == "waiting"
@@ -268,6 +317,17 @@ class TestRunning:
         for asker in ((HOST, 4001), (HOST, 4002), (HOST, 4001)):
             served.offer(asker)
         assert served.statistics().completed == site.completed == 2
+
+    async def test_who_asks_for_content_of_no_bytes_is_remembered_within_bounds(self, site, run, monkeypatch):
+        monkeypatch.setattr(serving, "_ASKERS", 2)
+        served = site.open(b"")
+        run(served)
+        counted = []
+        for port in (1, 2, 1, 3, 3, 1):
+            served.offer((HOST, port))
+            counted.append(site.completed)
+        # The third to ask makes the first two forgotten.
+        assert counted == [1, 2, 2, 3, 3, 4]
 
     async def test_two_snapshots_at_the_same_moment_are_no_division_by_zero(self, site, run, autojump_clock):
         served = site.open()
@@ -320,6 +380,27 @@ class TestEnding:
         (ended,) = site.events.of(SessionEnded)
         assert ended.reason == "error"
         assert "not what it was" in ended.error
+
+    async def test_content_that_changes_once_a_session_is_ending_is_not_why_it_ended(self, site, run):
+        running = run(site.open(image(20_000)))
+        player = await running.player()
+        await site.events.wait(ClientJoined)
+        running.served.end(trio.current_time())
+        running.served.driver.source.changed = True
+        assert not await running.served.is_current()
+        await player.leave(LeaveReason.CANCELLED)
+        await running.ended()
+        assert [(event.reason, event.error) for event in site.events.of(SessionEnded)] == [("closed", None)]
+
+    async def test_a_session_that_ends_while_its_content_is_looked_at_takes_no_more_clients(self, site, run):
+        running = run(site.open())
+
+        async def end():
+            running.served.close(trio.current_time())
+            await running.served.ended.wait()
+
+        running.served.driver.source.before_check = lambda: trio.from_thread.run(end)
+        assert not await running.served.is_current()
 
     async def test_a_socket_that_fails_ends_the_session_and_says_which_interface(self, site, run):
         running = run(site.open())

@@ -34,6 +34,16 @@ def test_exhausted_pool_says_no_and_tells_when_a_slab_is_back():
     assert pool.acquire() is None
     slab.release()
     assert told == [0]
+    pool.acquire().release()
+    assert told == [0]
+
+
+def test_exhausted_pool_with_nobody_to_tell_hands_out_what_came_back():
+    pool = small_pool(slabs=1)
+    slab = pool.acquire()
+    assert pool.acquire() is None
+    slab.release()
+    assert pool.acquire() is slab
 
 
 def test_return_to_a_pool_that_refused_nobody_is_not_told():
@@ -59,6 +69,7 @@ def test_closed_pool_hands_out_nothing_and_leaves_held_slabs_valid():
     assert bytes(held.view[:3]) == b"abc"
     held.release()
     assert pool.in_use == 0
+    assert pool.acquire() is None
 
 
 @pytest.mark.parametrize(("size", "slabs"), [(READ_ROOM - 1, 1), (READ_ROOM, 0)])

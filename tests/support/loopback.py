@@ -249,7 +249,7 @@ class Client(Peer):
 
     @property
     def server(self):
-        return HOST, self.offer.server_port
+        return socket.inet_ntoa(self.offer.server_address), self.offer.server_port
 
     async def say(self, packet, **header):
         await self.sock.sendto(self.seal(packet, **header), self.server)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from wdstransport.content.sources import Source
-from wdstransport.errors import ContentError, UsageError
+from wdstransport.errors import ClosedError, ContentError, UsageError
 from wdstransport.net.batching import probe_merging, probe_segmentation
 from wdstransport.net.interfaces import Endpoint, block_size_for, family_of
 from wdstransport.net.multicast import OpenSocket
@@ -132,6 +132,8 @@ class ServedSession:
             return False
         try:
             await trio.to_thread.run_sync(self.driver.source.check)
+        except ClosedError:
+            return False  # it ended meanwhile, which is no failure of whoever asks
         except ContentError as error:
             self.driver.error = error
             self.end(trio.current_time())

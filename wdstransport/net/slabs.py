@@ -42,7 +42,6 @@ class Slab:
         holds = self.holds = self.holds - 1
         if holds <= 0:
             if holds < 0:
-                self.holds = 0
                 raise UsageError("slab released more often than held")
             self._pool._take_back(self)
 
