@@ -87,6 +87,34 @@ def names(events):
     return [type(event).__name__ for event in events if not isinstance(event, Progress | wdstransport.Warned)]
 
 
+@pytest.fixture
+def receptions(monkeypatch):
+    """The receptions that sessions begin: on no network, and without an end of their own."""
+    made = []
+
+    class Reception:
+        def __init__(self, settings, tell, zero):
+            self.settings, self.tell, self.zero = settings, tell, zero
+            self.offer, self.kept, self.whole = None, None, False
+            self.whole_when_left = False
+            self.leaving = 0.0
+            made.append(self)
+
+        async def run(self):
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(self.leaving)
+                self.whole = self.whole_when_left
+
+        def result(self):
+            return f"result of {self.settings.content}"
+
+    monkeypatch.setattr("wdstransport.session.Reception", Reception)
+    return made
+
+
 # ------------------------------------------------------------------ a transfer
 
 
@@ -312,6 +340,23 @@ async def test_shutdown_ends_a_wait_for_events_that_is_under_way(target):
         nursery.start_soon(wait)
         await trio.testing.wait_all_tasks_blocked()
         session.shutdown()
+
+
+@pytest.mark.parametrize("running", [False, True])
+@pytest.mark.parametrize("steps", range(6))
+async def test_shutdown_in_the_middle_of_closing_stays_the_last_state(target, receptions, running, steps):
+    for _ in range(10):  # which task comes first within a step is left to chance
+        async with ReceiveSession("big.img", target, server="127.0.0.1") as session:
+            if running:
+                session.start()
+                await trio.testing.wait_all_tasks_blocked()
+            session.close()
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            session.shutdown()
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(ShutdownError):
+                session.clock()
 
 
 async def test_program_goes_on_in_the_block_after_shutdown(target):
