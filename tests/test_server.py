@@ -39,8 +39,9 @@ from wdstransport import (
     Warned,
 )
 from wdstransport.net.offload import name_features
-from wdstransport.net.serving import open_session
+from wdstransport.net.serving import SessionSettings, open_session
 from wdstransport.wire.initiation import ErrorReply, Request, encode
+from wdstransport.wire.security import SecurityMode
 from wdstransport.wire.transport import Demote, Join, Kick, LeaveReason, Nack
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -54,6 +55,19 @@ def free_port():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind((HOST, 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The settings of every session that is opened."""
+    seen = []
+
+    def opening(*arguments, settings, **others):
+        seen.append(settings)
+        return open_session(*arguments, settings=settings, **others)
+
+    monkeypatch.setattr("wdstransport.net.session_table.open_session", opening)
+    return seen
 
 
 class TestServing:
@@ -155,6 +169,14 @@ class TestServing:
             assert shown.sessions[0].state == "sending"
             assert shown.requests == 1
             nursery.cancel_scope.cancel()
+
+    async def test_a_session_has_what_its_server_was_told(self, opened):
+        options = {"block_size": 50, "rate": SLOW, "ttl": 7, "min_clients": 2, "max_wait": 90.0}
+        async with serving(image(100), security="none", **options) as site:
+            client = Client()
+            await client.ask(site.port)
+            client.close()
+        assert opened == [SessionSettings(security=SecurityMode.NONE, **options)]
 
     async def test_statistics_tell_requests_from_refusals_and_from_completions(self):
         async with serving(image(1000)) as site:
@@ -586,23 +608,16 @@ class TestKickAndDemote:
         ("rate", "asked", "slower"),
         [(SLOW, None, SLOW / 2), (SLOW, 150_000.0, 150_000.0), (None, 150_000.0, 150_000.0)],
     )
-    async def test_the_slower_session_has_the_rate_asked_for_or_half(self, monkeypatch, rate, asked, slower):
-        rates = []
-
-        def opening(*arguments, settings, **others):
-            rates.append(settings.rate)
-            return open_session(*arguments, settings=settings, **others)
-
-        monkeypatch.setattr("wdstransport.net.session_table.open_session", opening)
+    async def test_the_slower_session_has_the_rate_asked_for_or_half(self, opened, rate, asked, slower):
         async with serving(image(100), rate=rate, min_clients=2) as site:
             client = Client()
             await client.enter(site.port)
             joined = await site.events.wait(ClientJoined)
             await site.server.demote(joined.session_id, joined.client_id, asked)
             client.close()
-        assert rates == [rate, slower]
+        assert [settings.rate for settings in opened] == [rate, slower]
 
-    async def test_without_a_rate_half_of_what_is_sent_is_the_slower_sessions(self, monkeypatch):
+    async def test_without_a_rate_half_of_what_is_sent_is_the_slower_sessions(self):
         """Nothing is sent yet: then it is some rate, since the slower session must have one."""
         async with serving(image(100), min_clients=2) as site:
             client = Client()

@@ -171,12 +171,15 @@ async def test_failed_opening_leaves_no_port_taken(namespace):
 
 
 @pytest.mark.parametrize("interface", [None, "lo", "127.0.0.1"])
-async def test_listening_is_told_with_its_address_interface_and_namespaces(told, namespace, interface):
-    async with TransportServer([namespace], interface=interface, port=0, on_event=told) as server:
+async def test_listening_is_told_with_its_address_interface_and_namespaces(
+    told, namespace, tmp_path, interface
+):
+    more = wdstransport.DirectoryNamespace("more", tmp_path)
+    async with TransportServer([namespace, more], interface=interface, port=0, on_event=told) as server:
         (listening,) = told.of(ServerListening)
         assert listening.address == server.address
         assert listening.address == ("127.0.0.1" if interface else "0.0.0.0", server.port)
-        assert listening.namespaces == ("images",)
+        assert listening.namespaces == ("images", "more")
         assert listening.interface.startswith("lo (127.0.0.1" if interface else "all")
 
 
