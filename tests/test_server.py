@@ -7,13 +7,16 @@ from dataclasses import replace
 
 import pytest
 import trio
+import trio.testing
 from loopback import (
     HOST,
     PATIENCE,
     Client,
+    Events,
     MemoryNamespace,
     Player,
     Reception,
+    Serving,
     Sink,
     image,
     receive,
@@ -35,8 +38,11 @@ from wdstransport import (
     SessionOpened,
     Warned,
 )
+from wdstransport.net.offload import name_features
+from wdstransport.net.serving import SessionSettings, open_session
 from wdstransport.wire.initiation import ErrorReply, Request, encode
-from wdstransport.wire.transport import Join, LeaveReason, Nack
+from wdstransport.wire.security import SecurityMode
+from wdstransport.wire.transport import Demote, Join, Kick, LeaveReason, Nack
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -51,9 +57,23 @@ def free_port():
         return probe.getsockname()[1]
 
 
+@pytest.fixture
+def opened(monkeypatch):
+    """The settings of every session that is opened."""
+    seen = []
+
+    def opening(*arguments, settings, **others):
+        seen.append(settings)
+        return open_session(*arguments, settings=settings, **others)
+
+    monkeypatch.setattr("wdstransport.net.session_table.open_session", opening)
+    return seen
+
+
 class TestServing:
     async def test_one_receiver_gets_the_image_and_the_events_tell_the_story(self):
         data = image(50_000)
+        before = trio.current_time()
         async with serving(data) as site:
             assert await site.receive() == data
             left = await site.events.wait(ClientLeft)
@@ -76,6 +96,8 @@ class TestServing:
         assert opened.session_id == session.session_id
         seconds = [event.seconds for event in site.events]
         assert seconds == sorted(seconds)
+        assert seconds[0] >= 0
+        assert seconds[-1] <= site.server.statistics().seconds <= trio.current_time() - before
 
     @pytest.mark.parametrize("security", ["checksum", "none"])
     @pytest.mark.parametrize("block_size", [1, 1385, 8785, 65_000])
@@ -146,8 +168,36 @@ class TestServing:
             assert client.address[0] == HOST
             assert shown.sessions[0].state == "sending"
             assert shown.requests == 1
-            assert set(shown.features) == {"segmentation", "merging", "pacing"}
             nursery.cancel_scope.cancel()
+
+    async def test_a_session_has_what_its_server_was_told(self, opened):
+        options = {"block_size": 50, "rate": SLOW, "ttl": 7, "min_clients": 2, "max_wait": 90.0}
+        async with serving(image(100), security="none", **options) as site:
+            client = Client()
+            await client.ask(site.port)
+            client.close()
+        assert opened == [SessionSettings(security=SecurityMode.NONE, **options)]
+
+    async def test_statistics_tell_requests_from_refusals_and_from_completions(self):
+        async with serving(image(1000)) as site:
+            for name in ("gone", "gone too"):
+                with pytest.raises(RefusedError):
+                    await site.receive(name)
+            await site.receive()
+            await site.events.wait(ClientLeft)
+            shown = site.server.statistics()
+            assert (shown.requests, shown.refused, shown.completed) == (3, 2, 1)
+
+    @pytest.mark.parametrize(("segmentation", "merging"), [(True, False), (False, True)])
+    @pytest.mark.parametrize(("rate", "pacing"), [(None, "none"), (SLOW, "own")])
+    async def test_statistics_name_what_of_the_fast_path_is_in_use(
+        self, monkeypatch, segmentation, merging, rate, pacing
+    ):
+        monkeypatch.setattr("wdstransport.server.probe_segmentation", lambda family: segmentation)
+        monkeypatch.setattr("wdstransport.server.probe_merging", lambda family: merging)
+        async with serving({}, rate=rate) as site:
+            features = site.server.statistics().features
+        assert features == {**name_features(segment_ok=segmentation, merge_ok=merging), "pacing": pacing}
 
 
 class TestNames:
@@ -309,16 +359,16 @@ class TestGroupsAndPorts:
 
     async def test_when_every_port_has_clients_requests_are_refused_and_warned_of_once(self):
         port = free_port()
-        files = {"a": image(500_000), "b": image(1000)}
+        files = {"a": image(500_000), "b": image(1000), "c": image(1000)}
         async with (
             serving(files, session_ports=(port, port), rate=SLOW) as site,
             trio.open_nursery() as nursery,
         ):
             busy = Reception(nursery, site.port, content="a")
             await busy.sink.begun.wait()
-            for count in (1, 2, 3):
+            for count, name in ((1, "b"), (2, "b"), (3, "c")):
                 with pytest.raises(RefusedError, match="Try again when one is done") as caught:
-                    await site.receive("b")
+                    await site.receive(name)
                 assert caught.value.code == 69
                 assert len(site.events.of(RequestRefused, code=69)) == count
             (warned,) = [event for event in site.events.of(Warned) if "--session-ports" in event.message]
@@ -369,6 +419,23 @@ class TestGroupsAndPorts:
     @pytest.mark.parametrize(
         "options",
         [
+            {"min_clients": 1},
+            {"block_size": 1},
+            {"block_size": 65_000},
+            {"port": 65_535},
+            {"ttl": 0},
+            {"ttl": 255},
+            {"max_wait": 0},
+            {"max_sessions": 1},
+        ],
+        ids=str,
+    )
+    def test_options_at_their_limits_are_taken(self, options):
+        wdstransport.TransportServer([], **options)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
             {"rate": 0},
             {"rate": -1.0},
             {"rate": float("nan")},
@@ -380,6 +447,7 @@ class TestGroupsAndPorts:
             {"port": 65_536},
             {"max_wait": -1.0},
             {"max_wait": float("nan")},
+            {"max_wait": float("inf")},
             {"max_sessions": 0},
         ],
         ids=str,
@@ -536,6 +604,57 @@ class TestKickAndDemote:
                 await reception.ended.wait()
                 assert reception.data == data
 
+    @pytest.mark.parametrize(
+        ("rate", "asked", "slower"),
+        [(SLOW, None, SLOW / 2), (SLOW, 150_000.0, 150_000.0), (None, 150_000.0, 150_000.0)],
+    )
+    async def test_the_slower_session_has_the_rate_asked_for_or_half(self, opened, rate, asked, slower):
+        async with serving(image(100), rate=rate, min_clients=2) as site:
+            client = Client()
+            await client.enter(site.port)
+            joined = await site.events.wait(ClientJoined)
+            await site.server.demote(joined.session_id, joined.client_id, asked)
+            client.close()
+        assert [settings.rate for settings in opened] == [rate, slower]
+
+    async def test_without_a_rate_half_of_what_is_sent_is_the_slower_sessions(self):
+        """Nothing is sent yet: then it is some rate, since the slower session must have one."""
+        async with serving(image(100), min_clients=2) as site:
+            client = Client()
+            await client.enter(site.port)
+            joined = await site.events.wait(ClientJoined)
+            assert await site.server.demote(joined.session_id, joined.client_id) != joined.session_id
+            client.close()
+
+    async def test_a_demotion_for_which_there_is_no_room_is_a_usage_error(self):
+        async with serving(image(100), min_clients=2, max_sessions=1) as site:
+            client = Client()
+            await client.enter(site.port)
+            joined = await site.events.wait(ClientJoined)
+            with pytest.raises(wdstransport.UsageError, match="too many"):
+                await site.server.demote(joined.session_id, joined.client_id)
+            assert site.server.client(joined.session_id, joined.client_id).connected
+            client.close()
+
+    @pytest.mark.parametrize("how", ["kick", "demote"])
+    async def test_who_is_sent_away_is_told_at_once(self, mock_clock, how):
+        """The clock stands still: no timer makes the session send."""
+        async with serving(image(100), min_clients=2) as site:
+            client = Client()
+            await client.enter(site.port)
+            group = client.hear()
+            joined = await site.events.wait(ClientJoined)
+            await trio.testing.wait_all_tasks_blocked()
+            if how == "kick":
+                site.server.kick(joined.session_id, joined.client_id)
+                await group.take(Kick)
+            else:
+                await site.server.demote(joined.session_id, joined.client_id)
+                await group.take(Demote)
+            mock_clock.rate = 1  # for closing, which gives clients a second
+            group.close()
+            client.close()
+
     async def test_who_cannot_be_demoted_is_not(self):
         async with serving(image(100_000), rate=SLOW) as site:
             client = Client()
@@ -601,6 +720,77 @@ class TestClosing:
             await client.ask(site.port)
             client.close()
             assert site.server.statistics().completed == 1
+
+
+class Failing(MemoryNamespace):
+    """Contents that cannot be read, each for a reason of its own."""
+
+    def open(self, content):
+        raise wdstransport.ContentError(f"the disk of {content} is failing")
+
+
+class TestFailedRequests:
+    """What is told of requests that fail: everything at first, and a bounded part of a flood."""
+
+    @pytest.fixture
+    async def site(self, mock_clock):
+        events, namespace = Events(), Failing({})
+        server = wdstransport.TransportServer([namespace], interface=HOST, port=0, on_event=events)
+        async with server:
+            yield Serving(server, events, namespace)
+
+    async def ask(self, site, content="image", namespace="images", **options):
+        request = Request(namespace, content, bytes(6), **options)
+        return await site.server._answer(request, ("192.0.2.1", 7), HOST)
+
+    async def test_a_flood_of_refusals_is_counted_whole_and_told_in_part(self, site, mock_clock):
+        for _ in range(150):
+            assert await self.ask(site, namespace="other") == ErrorReply(3)
+        assert site.server.statistics().refused == 150
+        assert len(site.events.of(RequestRefused)) == 100
+        mock_clock.jump(1.0)
+        for _ in range(50):
+            await self.ask(site, namespace="other")
+        assert len(site.events.of(RequestRefused)) == 120
+        told = site.events.of(RequestRefused)[-1]
+        assert (told.address, told.seconds) == (("192.0.2.1", 7), 1.0)
+
+    async def test_a_flood_of_different_warnings_is_told_in_part_too(self, site, mock_clock):
+        for number in range(150):
+            assert await self.ask(site, str(number)) == ErrorReply(30)
+        warned, refused = site.events.of(Warned), site.events.of(RequestRefused)
+        assert len(warned) + len(refused) == 100
+        assert warned
+        assert refused
+
+    async def test_one_and_the_same_warning_is_given_once_a_minute_and_others_meanwhile(
+        self, site, mock_clock
+    ):
+        async def warned(content):
+            before = len(site.events.of(Warned))
+            await self.ask(site, content)
+            return len(site.events.of(Warned)) - before
+
+        assert [await warned(content) for content in ("a", "a", "b", "a", "b")] == [1, 0, 1, 0, 0]
+        mock_clock.jump(59)
+        assert [await warned(content) for content in ("a", "c", "a")] == [0, 1, 0]
+        mock_clock.jump(1)
+        assert [await warned(content) for content in ("a", "a", "c", "b")] == [1, 0, 0, 1]
+        assert (site.events[-2].message, site.events[-2].seconds) == ("the disk of b is failing", 60)
+        mock_clock.jump(1000)
+        await warned("d")
+        assert list(site.server._warned) == ["the disk of d is failing"], "no cause is kept for ever"
+
+    @pytest.mark.parametrize("capable", [None, False, True])
+    async def test_a_place_is_looked_for_where_was_asked_and_by_what_the_asker_can(
+        self, site, mock_clock, capable
+    ):
+        """MS-WDSMSI 3.1.5.3: IPv6 only for who says that it can."""
+        asked = []
+        locate = site.server._places.locate
+        site.server._places.locate = lambda *each: (asked.append(each), locate(HOST, False))[1]
+        assert await self.ask(site, ipv6_capable=capable) == ErrorReply(30)
+        assert asked == [(HOST, capable is True)]
 
 
 class TestFloods:

@@ -1,7 +1,9 @@
 """IRDPSRAPISharingSession::Open and Close, kept by the server."""
 
 import random
+import socket
 import threading
+from contextlib import contextmanager
 
 import pytest
 import trio
@@ -16,6 +18,8 @@ from wdstransport import (
     SessionEnded,
     TransportServer,
 )
+from wdstransport.net.initiation import InitiationListener
+from wdstransport.wire.initiation import ErrorReply, Request, decode, encode
 
 IMAGE = random.Random(20261121).randbytes(200_123)
 
@@ -69,6 +73,34 @@ async def receive(server, target, **settings):
         )
 
 
+def has_ipv6():
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+
+
+@contextmanager
+def udp(host):
+    """A UDP socket on a local address."""
+    sock = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+    with sock:
+        sock._sock.bind((host, 0))
+        yield sock
+
+
+async def refusal(host, port):
+    """What a request to an address is refused with: there is no such namespace."""
+    with udp(host) as sock, trio.fail_after(20):
+        await sock.sendto(encode(Request("nowhere", "nothing", bytes(6))), (host, port))
+        return decode(await sock.recv(4096))
+
+
 class Client:
     """One `receive` in a task, and how it ended."""
 
@@ -115,6 +147,97 @@ async def test_open_that_failed_can_be_repeated(make, namespace):
             await first.close()
             await second.open(nursery)
             await second.close()
+
+
+async def test_block_whose_port_is_taken_is_entered_when_it_is_free(make, namespace):
+    async with make() as first:
+        second = TransportServer([namespace], interface="127.0.0.1", port=first.port)
+        with pytest.raises(wdstransport.TransportError, match="port"):
+            await second.__aenter__()
+        await first.close()
+        async with second:
+            assert second.port == first.port
+
+
+async def test_failed_opening_leaves_no_port_taken(namespace):
+    with udp("127.0.0.1") as probe:
+        _, port = probe.getsockname()
+    server = TransportServer([namespace], interface="127.0.0.1", port=port, group="ff15::1")
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(wdstransport.UsageError):
+            await server.open(nursery)
+    async with TransportServer([namespace], interface="127.0.0.1", port=port) as another:
+        assert another.port == port
+
+
+@pytest.mark.parametrize("interface", [None, "lo", "127.0.0.1"])
+async def test_listening_is_told_with_its_address_interface_and_namespaces(
+    told, namespace, tmp_path, interface
+):
+    more = wdstransport.DirectoryNamespace("more", tmp_path)
+    async with TransportServer([namespace, more], interface=interface, port=0, on_event=told) as server:
+        (listening,) = told.of(ServerListening)
+        assert listening.address == server.address
+        assert listening.address == ("127.0.0.1" if interface else "0.0.0.0", server.port)
+        assert listening.namespaces == ("images", "more")
+        assert listening.interface.startswith("lo (127.0.0.1" if interface else "all")
+
+
+@needs_ipv6
+@pytest.mark.parametrize("interface", [None, "lo"])
+async def test_both_families_are_answered_on_one_port_and_counted_together(namespace, interface):
+    async with TransportServer([namespace], interface=interface, port=0) as server:
+        for host in ("127.0.0.1", "::1"):
+            assert await refusal(host, server.port) == ErrorReply(3)
+            with udp(host) as stranger:
+                await stranger.sendto(b"garbage", (host, server.port))
+        with trio.fail_after(20):
+            while sum(server.statistics().dropped.values()) < 2:
+                await trio.lowlevel.checkpoint()
+        assert server.statistics().requests == 2
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Makes a family of addresses one that cannot be listened on."""
+
+    def forbid(family):
+        def listen(address, port, asked):
+            if asked == family:
+                raise wdstransport.TransportError("no such family here")
+            return InitiationListener(address, port, asked)
+
+        monkeypatch.setattr("wdstransport.server.InitiationListener", listen)
+
+    return forbid
+
+
+async def test_machine_without_ipv6_serves_ipv4(without, namespace):
+    without(socket.AF_INET6)
+    async with TransportServer([namespace], port=0) as server:
+        assert await refusal("127.0.0.1", server.port) == ErrorReply(3)
+
+
+@pytest.mark.parametrize(
+    ("family", "interface"), [(socket.AF_INET, None), (socket.AF_INET6, "::1")], ids=["IPv4", "IPv6"]
+)
+async def test_family_that_was_asked_for_and_cannot_be_listened_on_fails_the_opening(
+    without, namespace, family, interface
+):
+    without(family)
+    server = TransportServer([namespace], interface=interface, port=0)
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(wdstransport.TransportError, match="no such family"):
+            await server.open(nursery)
+
+
+async def test_interface_without_an_address_is_a_usage_error(namespace, monkeypatch):
+    bare = wdstransport.Interface("bare0", 9, 1500, bytes(6), (), (), True, True)
+    monkeypatch.setattr("wdstransport.server.find_interface", lambda name: bare)
+    server = TransportServer([namespace], interface="bare0", port=0)
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(wdstransport.UsageError, match=r"bare0.*no address"):
+            await server.open(nursery)
 
 
 # ------------------------------------------------------------------ Close
@@ -210,6 +333,9 @@ async def test_close_while_open_is_under_way_wins(make, monkeypatch):
         assert await trio.to_thread.run_sync(looked.wait, 20)
         await server.close()
         go_on.set()
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(wdstransport.ClosedError):
+            await server.open(nursery)
 
 
 async def test_second_close_does_nothing(make, told):
@@ -270,6 +396,42 @@ async def test_cancelling_the_block_tells_every_client_too(make, told, tmp_path)
                 await trio.lowlevel.checkpoint()
         assert told.of(ClientLeft) == []
     assert isinstance(client.error, RemovedError)
+
+
+async def test_error_in_the_block_comes_out_of_it_alone(make):
+    async def fail():
+        async with make():
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+
+
+async def test_leaving_the_block_does_not_wait_for_ever_for_sessions_that_do_not_end(
+    make, monkeypatch, autojump_clock
+):
+    async def close(table, now):
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("wdstransport.net.session_table.SessionTable.close", close)
+    async with make():
+        begun = trio.current_time()
+    assert trio.current_time() - begun <= 2
+
+
+async def test_leaving_the_block_ends_what_a_request_still_waits_for(make, monkeypatch):
+    asked = trio.Event()
+
+    async def session(table, *arguments):
+        asked.set()
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("wdstransport.net.session_table.SessionTable.session", session)
+    with trio.fail_after(20):
+        async with make() as server:
+            with udp("127.0.0.1") as sock:
+                await sock.sendto(encode(Request("images", "big.img", bytes(6))), server.address)
+                await asked.wait()
 
 
 async def test_waiting_for_completions_ends_with_the_server(make):

@@ -1,7 +1,9 @@
 """IMFMediaSession::Close, kept by the client session: one last event, four calls, then nothing."""
 
+import inspect
 import random
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -11,7 +13,9 @@ import wdstransport
 from wdstransport import (
     ClientJoined,
     ClientLeft,
+    ContentDescription,
     Finished,
+    Initiated,
     InvalidRequestError,
     JoinedSession,
     MemorySink,
@@ -19,11 +23,13 @@ from wdstransport import (
     ReceiveSession,
     SessionCapability,
     SessionClosed,
+    SessionOpened,
     SessionStarted,
     SessionStopped,
     ShutdownError,
     TransferEnded,
 )
+from wdstransport.net.reception import ReceptionSettings
 
 IMAGE = random.Random(20261120).randbytes(200_123)
 
@@ -87,6 +93,48 @@ def names(events):
     return [type(event).__name__ for event in events if not isinstance(event, Progress | wdstransport.Warned)]
 
 
+@pytest.fixture
+def receptions(monkeypatch):
+    """The receptions that sessions begin: on no network, and without an end of their own."""
+    made = []
+
+    class Reception:
+        def __init__(self, settings, tell, zero):
+            self.settings, self.tell, self.zero = settings, tell, zero
+            self.offer, self.kept, self.whole = None, None, False
+            self.whole_when_left = False
+            self.leaving = 0.0
+            made.append(self)
+
+        async def run(self):
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(self.leaving)
+                self.whole = self.whole_when_left
+
+        def result(self):
+            return f"result of {self.settings.content}"
+
+    monkeypatch.setattr("wdstransport.session.Reception", Reception)
+    return made
+
+
+def progress(received):
+    return Progress(
+        seconds=0.0,
+        received=received,
+        stored=received,
+        total=100,
+        bytes_per_second=1.0,
+        loss=0.0,
+        duplicates=0,
+        refused=0,
+        dropped=0,
+    )
+
+
 # ------------------------------------------------------------------ a transfer
 
 
@@ -125,6 +173,7 @@ async def test_failed_transfer_is_told_as_an_event_and_can_be_started_again(tmp_
         ended = await read_until(session, TransferEnded)
         assert isinstance(ended.error, wdstransport.RefusedError)
         (tmp_path / "served" / "late.img").write_bytes(IMAGE)
+        assert session.capabilities() == SessionCapability.START | SessionCapability.CLOSE
         session.start()
         assert (await read_until(session, TransferEnded)).error is None
         assert target.read_bytes() == IMAGE
@@ -156,6 +205,114 @@ async def test_stop_without_a_transfer_is_an_invalid_request_told_by_its_event(t
     async with ReceiveSession("big.img", target, server="127.0.0.1") as session:
         session.stop()
         assert isinstance((await read_until(session, SessionStopped)).error, InvalidRequestError)
+        await trio.testing.wait_all_tasks_blocked()  # and then it sleeps
+
+
+async def test_transfer_that_became_whole_while_it_was_stopped_is_told_as_ended(target, receptions):
+    async with ReceiveSession("big.img", target, server="127.0.0.1") as session:
+        session.start()
+        await trio.testing.wait_all_tasks_blocked()
+        receptions[0].whole_when_left = True
+        session.stop()
+        assert (await read_until(session, TransferEnded)).result == "result of big.img"
+        assert (await read_until(session, SessionStopped)).error is None
+
+
+async def test_progress_is_the_newest_of_the_transfer_that_runs(target, receptions):
+    async with ReceiveSession("big.img", target, server="127.0.0.1") as session:
+        assert session.progress() is None
+        for _ in range(2):
+            session.start()
+            await read_until(session, SessionStarted)
+            assert session.progress() is None
+            for received in (10, 20):
+                receptions[-1].tell(progress(received))
+            receptions[-1].tell(wdstransport.Warned(seconds=0.0, message="careful"))
+            assert session.progress() == progress(20)
+            session.stop()
+            await read_until(session, SessionStopped)
+
+
+async def test_content_is_described_as_asked_for_and_by_the_server_once_it_has_answered(target, receptions):
+    sink = MemorySink()
+    for target_, described in ((target, str(target)), (sink, sink.description)):
+        session = ReceiveSession("big.img", target_, server="deploy.example", namespace="lab")
+        asked = ContentDescription(server="deploy.example", namespace="lab", name="big.img", target=described)
+        async with session:
+            assert session.content() == asked
+            session.start()
+            await read_until(session, SessionStarted)
+            assert session.content() == asked
+            receptions[-1].offer = SimpleNamespace(
+                server=("192.0.2.1", 1),
+                group=("239.0.0.2", 3),
+                session_id=4,
+                content_size=1000,
+                block_size=300,
+                total_blocks=4,
+            )
+            assert session.content() == ContentDescription(
+                server="deploy.example",
+                namespace="lab",
+                name="big.img",
+                target=described,
+                size=1000,
+                block_size=300,
+                total_blocks=4,
+                session_id=4,
+                group=("239.0.0.2", 3),
+            )
+
+
+async def test_group_and_session_are_those_that_the_server_opened(tmp_path, target):
+    async with serving(tmp_path, min_clients=2) as served, served.session(target) as session:
+        session.start()
+        await read_until(session, JoinedSession)
+        opened = await served.until(SessionOpened)
+        assert (session.content().session_id, session.content().group) == (opened.session_id, opened.group)
+
+
+async def test_seconds_of_every_event_count_from_when_the_session_was_entered(tmp_path, target, mock_clock):
+    async with serving(tmp_path) as served:
+        (tmp_path / "served" / "empty.img").write_bytes(b"")
+        mock_clock.jump(1000)
+        async with served.session(target, content="empty.img") as session:
+            assert session.clock().time() == 0
+            mock_clock.jump(10)
+            session.start()
+            events = []
+            async for event in session.events:
+                events.append(event)
+                if isinstance(event, TransferEnded):
+                    session.close()
+            assert session.clock().time() == 10
+        assert [event.seconds for event in events] == [10] * len(events)
+        assert Initiated in {type(event) for event in events}
+
+
+ARGUMENTS = {
+    "server": "deploy.example",
+    "namespace": "lab",
+    "interface": "eth7",
+    "port": 5042,
+    "security": "none",
+    "timeout": 3.5,
+    "force": True,
+    "cache_bytes": 1 << 20,
+    "drop_share": 0.25,
+    "drop_seed": 9,
+}
+
+
+@pytest.mark.parametrize("arguments", [ARGUMENTS, {"server": "deploy.example"}], ids=["all", "defaults"])
+async def test_arguments_and_their_defaults_are_those_of_receive(target, receptions, arguments):
+    async with ReceiveSession("big.img", target, **arguments) as session:
+        session.start()
+        await read_until(session, SessionStarted)
+    given = {"content": "big.img", "target": target, **arguments}
+    signature = inspect.signature(wdstransport.receive).parameters
+    defaults = {name: each.default for name, each in signature.items() if name != "on_event"}
+    assert receptions[0].settings == ReceptionSettings(**defaults | given)
 
 
 async def test_second_start_into_a_sink_is_an_invalid_request(tmp_path):
@@ -164,6 +321,7 @@ async def test_second_start_into_a_sink_is_an_invalid_request(tmp_path):
         session.start()
         await read_until(session, TransferEnded)
         assert bytes(sink.data) == IMAGE
+        assert session.capabilities() == SessionCapability.CLOSE
         session.start()
         assert isinstance((await read_until(session, SessionStarted)).error, InvalidRequestError)
 
@@ -314,6 +472,30 @@ async def test_shutdown_ends_a_wait_for_events_that_is_under_way(target):
         session.shutdown()
 
 
+async def test_nothing_begins_after_shutdown_that_was_requested_before(target, receptions):
+    async with ReceiveSession("big.img", target, server="127.0.0.1") as session:
+        session.start()
+        session.shutdown()
+    assert receptions == []
+
+
+@pytest.mark.parametrize("running", [False, True])
+@pytest.mark.parametrize("steps", range(6))
+async def test_shutdown_in_the_middle_of_closing_stays_the_last_state(target, receptions, running, steps):
+    for _ in range(10):  # which task comes first within a step is left to chance
+        async with ReceiveSession("big.img", target, server="127.0.0.1") as session:
+            if running:
+                session.start()
+                await trio.testing.wait_all_tasks_blocked()
+            session.close()
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            session.shutdown()
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(ShutdownError):
+                session.clock()
+
+
 async def test_program_goes_on_in_the_block_after_shutdown(target):
     async with ReceiveSession("big.img", target, server="127.0.0.1") as session:
         session.shutdown()
@@ -348,6 +530,45 @@ async def test_cancelling_the_block_leaves_as_cancelled_and_no_part_that_nothing
         assert scope.cancelled_caught
         assert (await served.until(ClientLeft)).reason == "cancelled"
         assert not target.with_name("copy.img.part").exists()
+
+
+async def test_error_in_the_block_comes_out_of_it_alone(target, receptions):
+    async def fail():
+        async with ReceiveSession("big.img", target, server="127.0.0.1") as session:
+            session.start()
+            await read_until(session, SessionStarted)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+
+
+@pytest.mark.parametrize(("leaving", "closed"), [(0.0, 0.0), (3.0, 3.0), (3600.0, 5.0)])
+async def test_leaving_the_block_waits_for_closing_but_not_for_ever(
+    target, receptions, autojump_clock, leaving, closed
+):
+    """Who reads events elsewhere hears, after five seconds at the latest, that no more will come."""
+    heard = []
+
+    async def read(session):
+        await read_until(session, SessionStarted)
+        try:
+            heard.append(await session.events.get())
+        except ShutdownError as error:
+            heard.append(error)
+        heard.append(trio.current_time() - begun)
+
+    async with trio.open_nursery() as nursery:
+        async with ReceiveSession("big.img", target, server="127.0.0.1") as session:
+            nursery.start_soon(read, session)
+            session.start()
+            await trio.testing.wait_all_tasks_blocked()
+            receptions[0].leaving = leaving
+            begun = trio.current_time()
+        assert trio.current_time() - begun == leaving
+    last, at = heard
+    assert isinstance(last, ShutdownError | SessionClosed)
+    assert at == closed
 
 
 async def test_calls_before_the_block_are_invalid_requests(target):

@@ -364,6 +364,9 @@ class ReceiveSession:
 
     def _last_words(self, kept: Path | None) -> None:
         """Refuse what was requested after `close()`, and say the last word."""
+        if self._state is _State.SHUT_DOWN:
+            # It came when this task was about to go on already, so that cancelling it changed nothing here.
+            return
         self._state = _State.CLOSED
         for request in self._requests:
             error = _refusal(f"{request.value}()")

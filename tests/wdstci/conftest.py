@@ -259,6 +259,12 @@ def new_gate():
 
 
 @pytest.fixture
+def waited_for():
+    """Whether some thread waits for the end of a consumer's session."""
+    return lambda consumer: len(consumer.handle._session.done._cond._waiters)
+
+
+@pytest.fixture
 def refused():
     """A context in which a call must be refused with a code; its message names the call."""
 

@@ -328,14 +328,22 @@ def test_shutdown_that_is_interrupted_can_be_called_again(consume, library, gate
     consumer = consume(in_start=lambda consumer, size: gate.pass_through()).start()
     gate.wait_entered()
 
+    # Who waits for the end of this Shutdown in an Initialize of its own need wait no more.
+    again = threading.Thread(target=library.Initialize)
+
     def interrupted(session):
+        again.start()
+        while not library_module.LIBRARY._changed._waiters:
+            pass
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr("wdstransport.handles.session.Session.join", interrupted)
         with pytest.raises(KeyboardInterrupt):
             library.Shutdown()
+    again.join()
     gate.open()
+    library.Shutdown()
     library.Shutdown()
     assert consumer.outcome == w.ERROR_CANCELLED
 

@@ -4,6 +4,7 @@ import gc
 import pickle
 import queue
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -359,6 +360,18 @@ def test_after_the_session_nothing_is_given_back_and_what_is_seen_stays():
     del others
     kept.release()
     assert not pool.loans.returned
+
+
+def test_after_the_session_its_memory_goes_with_the_last_view_of_it():
+    pool = Pool(limit=2, slabs=1)
+    batch, loan, (kept, *others) = pool.lend()
+    memory = weakref.ref(batch.owner.view)
+    pool.loans.settle(batch, loan)
+    pool.loans.close()
+    del batch, loan, others
+    kept.release()
+    del kept
+    assert memory() is None
 
 
 def test_a_consumer_that_keeps_every_block_gets_them_all_and_bounded_pool_memory(consume, make_server):

@@ -7,6 +7,7 @@ import pytest
 
 import wdstransport
 from wdstransport import wdstci as w
+from wdstransport.handles.library import LIBRARY
 
 EVERY_FUNCTION = {
     "InitializeSession": lambda handle, view: w.InitializeSession(w.WDS_TRANSPORTCLIENT_REQUEST()),
@@ -120,10 +121,53 @@ def test_initialize_during_the_last_shutdown_waits_for_its_end(consume, library,
         pass
     again = threading.Thread(target=library.Initialize)
     again.start()
+    while not LIBRARY._changed._waiters:
+        pass
     gate.open()
     shutting.join()
     again.join()
     consume().run().assert_whole()
+
+
+def test_shutdown_while_session_complete_is_called_does_not_change_the_outcome(
+    consume, library, gate, waited_for
+):
+    told = []
+
+    def in_complete(consumer, error):
+        gate.pass_through()
+        told.append(w.QueryStatus(consumer.handle))
+
+    consumer = consume(in_complete=in_complete).start()
+    gate.wait_entered()
+    shutting = threading.Thread(target=library.Shutdown)
+    shutting.start()
+    while not waited_for(consumer):
+        pass
+    gate.open()
+    shutting.join()
+    assert told == [(w.WDS_TRANSPORTCLIENT_STATUS_SUCCESS, 0)]
+    consumer.assert_whole()
+
+
+def test_a_wait_under_way_for_an_unstarted_session_ends_with_the_last_shutdown(
+    consume, library, refused, waited_for
+):
+    consumer, ended = consume(), []
+
+    def wait():
+        with refused(w.WDSTPC_E_NOT_INITIALIZED, "WaitForCompletion"):
+            w.WaitForCompletion(consumer.handle)
+        ended.append(True)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    while not waited_for(consumer):
+        pass
+    library.Shutdown()
+    waiting.join()
+    assert ended
+    assert consumer.calls == []
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -221,6 +265,15 @@ def test_an_exception_in_session_complete_makes_a_success_a_failure(consume, cap
     assert "cannot flush" in caplog.text
 
 
+def test_an_exception_in_session_complete_leaves_a_failure_as_it_is(consume, caplog):
+    def raising(consumer, error):
+        raise OSError("cannot flush")
+
+    consumer = consume("no such content", in_complete=raising).run()
+    assert w.QueryStatus(consumer.handle) == (w.WDS_TRANSPORTCLIENT_STATUS_FAILURE, w.ERROR_FILE_NOT_FOUND)
+    assert "cannot flush" in caplog.text
+
+
 def test_an_exception_after_cancelling_leaves_the_callers_code(consume, caplog):
     def cancelling(consumer, view, size, offset):
         w.CancelSessionEx(consumer.handle, 112)
@@ -285,6 +338,15 @@ def test_two_sessions_that_would_wait_for_each_other_are_told(consume, new_gate,
     second.start()
     first.finish().assert_whole()
     second.finish().assert_whole()
+
+
+def test_a_session_whose_callback_has_waited_may_be_waited_for(consume):
+    second = consume(in_start=lambda consumer, size: w.WaitForCompletion(first.handle))
+    waits = []
+    first = consume(in_start=lambda consumer, size: waits.append(w.WaitForCompletion(second.handle, 0)))
+    first.run().assert_whole()
+    assert waits == [False]
+    second.run().assert_whole()
 
 
 def test_wait_for_completion_reports_the_wait_and_not_the_outcome(consume, patience):

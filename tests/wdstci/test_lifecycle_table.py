@@ -284,9 +284,9 @@ def start_waiting(handle):
     return thread, results
 
 
-def test_wait_for_completion_under_way_when_the_session_is_closed_finishes(running, gate):
+def test_wait_for_completion_under_way_when_the_session_is_closed_finishes(running, gate, waited_for):
     thread, results = start_waiting(running.handle)
-    while not waiting_in(running):
+    while not waited_for(running):
         pass
     w.CloseSession(running.handle)
     gate.open()
@@ -300,11 +300,6 @@ def test_wait_for_completion_under_way_when_the_session_is_discarded_is_invalid_
     w.CloseSession(unstarted.handle)
     thread.join()
     assert results == [w.ERROR_INVALID_HANDLE]
-
-
-def waiting_in(consumer):
-    """Whether somebody waits for the session."""
-    return len(consumer.handle._session.done._cond._waiters)
 
 
 # ---------------------------------------------------------------------- QueryStatus
