@@ -56,6 +56,36 @@ def test_answer_is_encoded_and_decoded_like_the_declaration_does(mode, answer, s
     assert tried(fast, security) == (sender_time, answer)
 
 
+LAST = 2**64 - 1
+
+
+@every_mode
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Ack(2**32 - 1, LAST, LAST - 1, LAST - 2, LOSS_SCALE),
+        Nack(2**32 - 1, LAST, LOSS_SCALE, ((LAST - 3, LAST - 1),)),
+        Ncf(((LAST - 3, LAST - 1),)),
+    ],
+)
+def test_largest_numbers_of_an_answer_are_written_and_read_whole(mode, answer):
+    security = MODES[mode]()
+    fast = encode_answer(answer, session_id=SESSION, sender_time=LAST, security=security)
+    assert fast == encode(answer, session_id=SESSION, sender_time=LAST, security=security)
+    assert tried(fast, security) == (LAST, answer)
+
+
+@every_mode
+@pytest.mark.parametrize("tail", [b"\0", b"\0\0", bytes(8)])
+@pytest.mark.parametrize("answer", [Ack(1, 2, 3, 4, 5), Nack(1, 2, 3, ((4, 5),)), Ncf(((4, 5),))])
+def test_answer_with_bytes_behind_it_is_left_to_the_declaration(mode, answer, tail):
+    security = MODES[mode]()
+    data = encode_answer(answer, session_id=SESSION, sender_time=1, security=security)
+    longer = sealed(data[security.header_len :] + tail, security)
+    assert tried(longer, security) is None
+    assert judged(longer, security) is DropReason.TRAILING
+
+
 @st.composite
 def broken_answers(draw):
     security = MODES[draw(st.sampled_from(sorted(MODES)))]()

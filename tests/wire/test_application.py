@@ -102,6 +102,11 @@ def test_progress_above_100_is_refused_in_both_packets():
             encode(packet)
 
 
+@pytest.mark.parametrize("packet", [ProgressReport(9, 100), ProgressReport(9, 0), CntCir(100, 9, ())])
+def test_progress_of_0_and_of_100_is_read(packet):
+    assert decode(encode(packet)) == packet
+
+
 def test_64_ranges_are_the_most():
     most = tuple((n, n) for n in range(64))
     assert decode(encode(CntCir(0, 0, most))).ranges == most
@@ -115,8 +120,9 @@ def test_64_ranges_are_the_most():
 def test_range_that_ends_before_it_starts_is_refused():
     backwards = bytes.fromhex("001A 02 00 00000000 0001 0000000000000002 0000000000000001")
     assert refused(backwards) is DropReason.FIELD
-    with pytest.raises(ValueError, match="2 to 1"):
-        encode(CntCir(0, 0, ((2, 1),)))
+    for ranges in (((2, 1),), ((1, 1), (3, 5), (2, 1))):
+        with pytest.raises(ValueError, match="2 to 1"):
+            encode(CntCir(0, 0, ranges))
 
 
 def test_data_len_other_than_the_rest_of_the_packet_is_refused():

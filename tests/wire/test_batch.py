@@ -161,6 +161,38 @@ def test_datagrams_that_are_not_authentic_are_dropped_and_the_others_kept(mode, 
     assert sum(count for why, count in dropped if why is reason) == len(bad)
 
 
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [("checksum", DropReason.CHECKSUM), ("hash", DropReason.HMAC), ("sign", DropReason.SIGNATURE)],
+)
+@pytest.mark.parametrize(("foreign", "bad"), [((0,), 2), ((1,), 3), ((0, 2), 1), ((0, 1), 4)])
+def test_batch_of_all_kinds_at_once_is_told_apart_row_by_row(mode, reason, foreign, bad):
+    """Some are of another session, one is not authentic, the last is shorter."""
+    security = MODES[mode]()
+    data, segment = slots_of(security, 5, 100)
+    rows = [bytearray(data[at : at + segment]) for at in range(0, len(data), segment)]
+    rows[bad][-20] ^= 4
+    for place in foreign:
+        body = (SESSION + 1).to_bytes(4, "big") + rows[place][security.header_len + 4 :]
+        rows[place] = bytearray(security.seal(bytes(body)) + body)
+    last = declared(security, 1, 40)
+    records, leftover, dropped = check_against_declarations(b"".join(rows) + last, segment, security)
+    assert records.rows.tolist() == [row for row in range(5) if row not in (*foreign, bad)]
+    assert leftover.tolist() == [*foreign, 5]
+    assert dropped == [(reason, 1)]
+
+
+@pytest.mark.parametrize("length", range(1, 13))
+def test_data_shorter_than_its_own_header_is_left_over(length):
+    """DataLen counts the application's header, too (MS-WDSMA 2.2.4): what is less leaves no block."""
+    security = NoSecurity()
+    whole = bytearray(declared(security, 1, length - 1, op_code=OpCode.RDATA, options=False))
+    at = DataLayout.of(0).header.fields["data_len"][1]
+    whole[at : at + 2] = length.to_bytes(2, "big")
+    records, leftover, dropped = parsed(bytes(whole) * 2, len(whole), security)
+    assert (records, leftover.tolist(), dropped) == (None, [0, 1], [])
+
+
 def test_batch_larger_than_any_table_is_read():
     data, segment = slots_of(NoSecurity(), 1600, 4)
     records, leftover, dropped = parsed(data, segment, NoSecurity())

@@ -243,6 +243,7 @@ BROKEN = [
     ("multicast_port", 0xFA85, 0x0205, bytes.fromhex("FA85")),
     ("block_size", 0, 0x0309, bytes(4)),
     ("total_blocks", 0x6FAFF, 0x0408, (0x6FAFF).to_bytes(8, "big")),
+    ("total_blocks", 0x6FB01, 0x0408, (0x6FB01).to_bytes(8, "big")),
     ("content_size", 0xEF8B6EEC, 0x0407, (0xEF8B6EEC).to_bytes(8, "big")),
 ]
 

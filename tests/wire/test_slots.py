@@ -117,6 +117,29 @@ def test_slots_that_are_filled_again_say_nothing_of_before():
     assert again == declared(security, 2, 32, first_seq=30, first_block=21, previous=29, **fields)
 
 
+@every_mode
+def test_slots_that_are_filled_again_may_hold_other_packets_of_another_master(mode):
+    security = MODES[mode]()
+    slots = SlotBuffer(3, 32, session_id=SESSION, security=security, fw_lead=False)
+    for op_code, master, first_block in ((OpCode.ODATA, 7, 20), (OpCode.RDATA, 6, 90), (OpCode.ODATA, 8, 3)):
+        for place, view in enumerate(slots.payload):
+            view[:] = block_of(first_block + place, 32)
+        data = slots.fill(
+            0,
+            3,
+            op_code=op_code,
+            sender_time=2**40,
+            client_id=master,
+            odata_seq_no=np.arange(50, 53, dtype=np.uint64),
+            trail_odata_seq_no=1,
+            block_number=np.arange(first_block, first_block + 3, dtype=np.uint64),
+        )
+        fields = {"first_block": first_block, "master": master, "trail": 1, "sender_time": 2**40}
+        assert bytes(data) == declared(
+            security, 3, 32, options=False, op_code=op_code, first_seq=50, **fields
+        )
+
+
 def test_repairs_may_have_any_numbers():
     security = ChecksumSecurity()
     slots = SlotBuffer(3, 8, session_id=SESSION, security=security, fw_lead=False)
@@ -143,3 +166,4 @@ def test_slots_can_be_read_into_and_lie_where_the_layout_says():
     assert all(not view.readonly for view in slots.payload)
     assert DataLayout.of(security.data_len).data + 100 + 14 == slots.segment
     assert slots.segment == data_overhead(security) + 100 + 12
+    assert slots.nbytes == 3 * slots.segment

@@ -458,8 +458,17 @@ NACK_HEAD = "00000007 0000000000000064 0000000000000000"
 BACKWARDS = "0001 0000000000000002 0000000000000001 0000"
 
 
+SECOND_BACKWARDS = "0002 0000000000000005 0000000000000005 0000000000000002 0000000000000001 0000"
+
+
 @pytest.mark.parametrize(
-    ("packet", "body"), [(Nack(7, 100, 0, ((2, 1),)), NACK_HEAD + BACKWARDS), (Ncf(((2, 1),)), BACKWARDS)]
+    ("packet", "body"),
+    [
+        (Nack(7, 100, 0, ((2, 1),)), NACK_HEAD + BACKWARDS),
+        (Nack(7, 100, 0, ((5, 5), (2, 1))), NACK_HEAD + SECOND_BACKWARDS),
+        (Ncf(((2, 1),)), BACKWARDS),
+        (Ncf(((5, 5), (2, 1))), SECOND_BACKWARDS),
+    ],
 )
 def test_range_that_ends_before_it_starts_is_refused_and_never_sent(packet, body):
     assert refused(raw(packet.op_code, body)) is DropReason.FIELD
