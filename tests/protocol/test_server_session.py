@@ -115,6 +115,8 @@ def test_repairs_are_named_by_sequence_number_and_block(server):
     server.session.repairs_sent([1], now + 1)
     server.hear(Nack(client, 1, 0, ((1, 1),)), 1, now + 1)
     assert server.session.take_repairs(64) == []  # it has left a moment ago
+    server.hear(Nack(client, 1, 0, ((1, 1),)), 1, now + 2)
+    assert server.session.take_repairs(64) == [(1, 11)]
 
 
 def test_what_leaves_is_what_the_plan_loses(server):
