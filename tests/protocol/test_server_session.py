@@ -677,6 +677,16 @@ def test_ack_that_came_in_the_same_words_three_times_is_counted_three_times():
     assert server.session.dropped == {"unknown_client": 3}
 
 
+def test_datagrams_of_a_batch_are_taken_in_their_order(server):
+    (client,), now = sending(server, 1)
+    server.transport.data.window.size = 50
+    server.session.take_odata(50, now)
+    acks = [server.sealed(Ack(client, seq, ms(now), seq, 0)) for seq in range(1, 51)]
+    server.hear(b"".join(acks), 1, now, segment=len(acks[0]))
+    assert server.transport.data.counters.acks == 50
+    assert not server.session.dropped.total()
+
+
 def test_equal_acks_are_looked_at_once_and_equal_nacks_each_time(server, monkeypatch):
     (client,), now = server.begin(1)
     looked_at, receive = [], server.transport.receive
