@@ -1,5 +1,7 @@
 """The server's four lists: one list a client, one client an address, and bounds."""
 
+from math import inf
+
 import pytest
 from protocol_scripts import address
 
@@ -27,6 +29,14 @@ def test_new_record_has_the_documents_initial_values():
     assert fresh.join_ack_send_count == 0
     assert fresh.qcr_received is False
     assert fresh.rtt == 0.0
+
+
+def test_records_share_nothing_and_bound_nothing_by_themselves():
+    one, two = record(1), record(2)
+    one.utilization["CPU_UTIL"] = 5
+    one.nack_work.spend(1e9, 0.0)
+    assert two.utilization == {}
+    assert one.nack_work.left(0.0) == two.nack_work.left(0.0) == inf
 
 
 def test_client_is_on_one_list_at_a_time(lists):
@@ -99,6 +109,7 @@ def test_full_pending_list_drops_the_oldest_unconfirmed(lists):
     assert list(lists.pending) == [2, 3, 4]
     assert lists.at(address(1)) is None
     assert lists.add_pending(everyone[4]) is everyone[1]
+    assert [lists.at(address(number)) for number in (2, 3, 4, 5)] == [None, *everyone[2:]]
 
 
 def test_flood_of_pending_clients_does_not_touch_the_active_ones(lists):

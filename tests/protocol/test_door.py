@@ -6,12 +6,15 @@ from session_scripts import SESSION, ServerWire
 
 from wdstransport.protocol.allowance import Allowance
 from wdstransport.protocol.door import Door
+from wdstransport.protocol.server_transport import DemoteTarget
 from wdstransport.wire.security import ChecksumSecurity
 from wdstransport.wire.transport import (
     Ack,
+    Demote,
     DropReason,
     Join,
     JoinAck,
+    Kick,
     KickReason,
     Leave,
     LeaveReason,
@@ -24,6 +27,7 @@ from wdstransport.wire.transport import (
 )
 
 EVERYTHING = ((1, 2**64 - 1),)
+LOWER = DemoteTarget(99, bytes([239, 0, 0, 9]), 7009, bytes([10, 0, 0, 9]), 7010)
 CLIENT_PACKETS = {
     "ACK": Ack(7, 1, 1, 1, 0),
     "NACK": Nack(7, 1, 0, EVERYTHING),
@@ -144,6 +148,30 @@ def test_a_part_of_a_join_is_not_enough():
     for number, later in ((10, 0.0), (11, 0.5)):
         script.hear(Join("pc", bytes(4), bytes(6)), number, T + later)
     assert script.session.dropped == {"too_many_joins": 1}
+
+
+def test_a_part_of_a_unit_is_not_enough_for_a_nack():
+    script = ServerWire(nack_work_per_second=1.0, nack_work_burst=20.0, nack_own_work=20.0)
+    (one,), now = sending(script, 10)
+    for later in (0.0, 0.5, 1.0):
+        script.hear(Nack(one, 1, 0, ()), 10, now + later)
+    assert script.session.dropped == {"too_many_nacks": 1}
+    assert len(script.sent(now + 1, Ncf)) == 2
+
+
+@pytest.mark.parametrize("how", ["kick", "demote"])
+def test_a_removed_client_is_told_again_however_many_others_ask_to_join(how):
+    script = ServerWire(joins_per_second=0.0, join_burst=1)
+    client = script.activate(10, T)
+    if how == "kick":
+        script.session.kick(client, KickReason.FAIL, T)
+    else:
+        script.session.demote(client, LOWER, T)
+    told = script.sent(T, Kick if how == "kick" else Demote)
+    script.hear(Join("pc", bytes(4), bytes(6)), 11, T)
+    script.hear(Join("pc", bytes(4), bytes(6)), 10, T)
+    assert script.sent(T) == told
+    assert script.session.dropped == {"too_many_joins": 1, "state": 1}
 
 
 def test_a_client_beyond_its_share_of_nacks_is_heard_in_everything_else():

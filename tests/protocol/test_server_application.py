@@ -162,6 +162,16 @@ def test_scheduled_cast_whose_wait_is_over_without_a_master_starts_with_one():
     assert len(script.below.polls) == 1
 
 
+def test_scheduled_cast_that_lost_a_client_before_it_had_a_master_waits_for_another():
+    script = Script(min_clients=2, clients=(1, 2), master=False)
+    script.go(2, T + 1)
+    script.below.master = True
+    script.application.clients_changed(T + 2)
+    assert script.below.polls == []
+    script.come(3, T + 3)
+    assert len(script.below.polls) == 1
+
+
 def test_who_comes_after_the_start_is_served_without_waiting_for_others():
     script = Script(min_clients=2, clients=(1, 2))
     script.round({1: [(1, 9)], 2: []})
@@ -425,6 +435,21 @@ def test_wait_for_a_disk_that_stands_still_is_short_again_when_it_has_moved():
             script.due()
         script.application.data_empty(decided + 50)
     assert waits == pytest.approx([0.25, 0.5, 0.25])
+
+
+def test_disk_that_moved_while_it_was_waited_for_is_waited_for_again_when_it_stands_still():
+    script = Script()
+    states = []
+    for missing in ([(1, 9)], [(1, 9)], [(5, 9)], [(5, 9)]):
+        script.answer(1, missing, T)
+        script.due()
+        states.append(script.state)
+        if script.state is ApplicationState.RESTING:
+            script.due()
+        else:
+            script.application.data_empty(T + 50)
+    data, rest = ApplicationState.DATA, ApplicationState.RESTING
+    assert states == [data, rest, data, rest]
 
 
 def test_client_that_just_came_and_stores_nothing_is_served_however_little_may_lie_between_clients():

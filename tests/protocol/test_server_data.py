@@ -320,6 +320,19 @@ def test_accepted_packets_are_counted_one_by_one(pair):
     assert (counters.acks, counters.nacks, counters.data_packets) == (2, 1, 1)
 
 
+def test_counters_go_on_whoever_becomes_the_master(pair):
+    pair.data.give([(1, 9)])
+    pair.send_all(T + 2)
+    pair.ack(pair.master, 1, T + 2.1)
+    spms = pair.data.counters.spms
+    pair.qcr(pair.others[0], T + 2.1)
+    pair.receive(Leave(pair.master, LeaveReason.CANCELLED), address(1), T + 2.2)
+    pair.transport.enter_qcc(T + 2.3)
+    pair.data.enter(pair.clients.active[pair.others[0]], T + 2.3)
+    counters = pair.data.counters
+    assert (counters.acks, counters.data_packets, counters.spms) == (1, 1, spms + 2)
+
+
 def test_ack_below_what_was_acknowledged_is_refused(alone):
     alone.open_window(alone.master, T + 2)
     trail, size = alone.data.mc_trail, alone.data.window.size
@@ -489,6 +502,18 @@ def test_repair_counts_as_sending(alone):
     assert results == [[1], [], [], [1], [], [1]]
 
 
+def test_largest_window_is_repaired_whole_and_as_often_as_it_is_asked_for():
+    server = Round(max_nack_work=20_000)
+    size = server.data.window.size = server.data.window.maximum
+    server.data.give([(101, 100 + size)])
+    server.data.take_odata(size, T + 2)
+    for now in (T + 3, T + 4):
+        server.nack(server.master, [(1, size)], now)
+        repairs = server.data.take_repairs(size)
+        assert repairs == [(seq, 100 + seq) for seq in range(1, size + 1)]
+        server.data.repairs_sent([seq for seq, _ in repairs], now)
+
+
 def test_repairs_that_leave_together_all_count_as_sent(alone):
     alone.open_window(alone.master, T + 2)
     alone.nack(alone.master, [(1, 5)], T + 3)
@@ -640,6 +665,15 @@ def test_ncf_leaves_out_what_was_never_sent(alone):
     assert alone.sent(Ncf) == [(Ncf(((first, first), (lead, lead + 9))), None)]
 
 
+def test_ncf_repeats_what_can_no_longer_be_repaired(alone):
+    alone.open_window(alone.master, T + 2)
+    alone.data.cleanup_timer(T + 4)
+    assert alone.data.trail > 9
+    alone.sent()
+    alone.nack(alone.master, [(1, 2), (3, 3)], T + 4)
+    assert alone.sent() == [(Ncf(((1, 2), (3, 3))), None)]
+
+
 def test_nack_with_more_ranges_than_a_datagram_holds_is_confirmed_in_several(alone, monkeypatch):
     monkeypatch.setattr(server_data, "_NCF_RANGES", 2)
     first = alone.open_window(alone.master, T + 2)
@@ -749,6 +783,16 @@ def test_nack_costs_its_client_what_it_makes_the_server_look_at_and_nothing_for_
     server.send_all(T + 2)
     server.nack(server.master, [(1, 500)], T + 3)
     assert work.left(T + 3) == 959
+    server.nack(server.master, [], T + 3)
+    assert work.left(T + 3) == 939
+
+
+def test_nack_costs_whoever_sent_it_and_not_the_master():
+    server = Round(2, nack_work_per_second=0.0, nack_work_burst=1000.0, nack_own_work=20.0)
+    server.open_window(server.master, T + 2)
+    server.nack(server.others[0], [(1, 5)], T + 3)
+    left = [server.clients.active[client].nack_work.left(T + 3) for client in (server.master, *server.others)]
+    assert left == [1000, 975]
 
 
 @pytest.mark.parametrize(("limit", "cost"), [("max_nack_work", 5), ("max_repairs_queued", 7)])
@@ -912,6 +956,15 @@ def test_round_with_others_is_over_when_the_last_packet_is_a_second_old(pair):
     assert empties(pair) == []
     pair.data.cleanup_timer(T + 3)
     assert empties(pair) == [T + 3]
+
+
+def test_round_with_others_lasts_until_its_last_packet_is_old_whatever_the_first_one_is(pair):
+    pair.data.give([(1, 2)])
+    for seq, now in ((1, T + 2), (2, T + 2.5)):
+        pair.data.take_odata(1, now)
+        pair.ack(pair.master, seq, now)
+    pair.ack(pair.master, 2, T + 3.1)
+    assert empties(pair) == []
 
 
 def test_round_with_others_that_were_kicked_is_over_at_once(pair):
@@ -1152,8 +1205,9 @@ def report(server, client, hi, now):
 
 def test_client_further_behind_than_any_window_reaches_becomes_the_master(narrow):
     slow, now = behind_in_steps(narrow)
-    report(narrow, slow, 100, now)
+    narrow.qcr(slow, now, rtt=0.040, loss=10**15, hi=100)
     assert narrow.data.master_client_id == slow
+    assert (narrow.data.mcrtt, narrow.data.mc_loss) == (pytest.approx(0.040), pytest.approx(0.1))
     assert narrow.data.mc_trail == 100
     assert narrow.data.sendable() == 0  # 100 in flight to it, a window of 50
 

@@ -115,6 +115,8 @@ def test_repairs_are_named_by_sequence_number_and_block(server):
     server.session.repairs_sent([1], now + 1)
     server.hear(Nack(client, 1, 0, ((1, 1),)), 1, now + 1)
     assert server.session.take_repairs(64) == []  # it has left a moment ago
+    server.hear(Nack(client, 1, 0, ((1, 1),)), 1, now + 2)
+    assert server.session.take_repairs(64) == [(1, 11)]
 
 
 def test_what_leaves_is_what_the_plan_loses(server):
@@ -673,6 +675,16 @@ def test_ack_that_came_in_the_same_words_three_times_is_counted_three_times():
     server.hear(ack * 3, 2, now, segment=len(ack))
     assert server.transport.data.counters.acks == 3
     assert server.session.dropped == {"unknown_client": 3}
+
+
+def test_datagrams_of_a_batch_are_taken_in_their_order(server):
+    (client,), now = sending(server, 1)
+    server.transport.data.window.size = 50
+    server.session.take_odata(50, now)
+    acks = [server.sealed(Ack(client, seq, ms(now), seq, 0)) for seq in range(1, 51)]
+    server.hear(b"".join(acks), 1, now, segment=len(acks[0]))
+    assert server.transport.data.counters.acks == 50
+    assert not server.session.dropped.total()
 
 
 def test_equal_acks_are_looked_at_once_and_equal_nacks_each_time(server, monkeypatch):

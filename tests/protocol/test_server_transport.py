@@ -185,6 +185,63 @@ def test_join_of_an_active_client_is_answered_and_it_stays_active(server):
     assert server.sent(JoinAck) == []
 
 
+def test_join_of_an_active_client_changes_nothing_that_its_reports_told(server):
+    client = server.activate(1, T, rtt=0.040)
+    server.qcr(client, T + 1, rtt=0.040, hi=77)
+    record = server.clients.active[client]
+    record.gave_up_on = True
+    server.join(1, T + 5)
+    assert (record.joined_at, record.last_update) == (T + 0.040, T + 1)
+    assert (record.rtt, record.hi_odata_seq_no) == (pytest.approx(0.040), 77)
+    assert record.qcr_received
+    assert record.gave_up_on
+
+
+def test_client_that_joins_in_the_data_state_does_not_disturb_it(server):
+    (master,), now = server.data_state(1)
+    deadlines = {timer: server.timers.get(timer) for timer in (ServerTimer.SPM, ServerTimer.OUT_STATE_QCC)}
+    server.activate(2, now)
+    assert [type(packet) for packet, _ in server.sent()] == [JoinAck]
+    assert server.transport.state is ServerState.DATA
+    assert server.data.master_client_id == master
+    assert {timer: server.timers.get(timer) for timer in deadlines} == deadlines
+    assert server.application.named("clients_changed") == [("clients_changed", now)]
+
+
+def test_application_hears_once_of_the_master_that_qcc_state_found_when_it_is_there(server):
+    client = server.activate(1, T)
+    server.qcr(client, T, seq=server.last_qcc())
+    heard = []
+    server.application.clients_changed = lambda _: heard.append(
+        (server.transport.state, server.data.master_client_id)
+    )
+    server.transport.handle_timers(T + 0.001)
+    assert heard == [(ServerState.DATA, client)]
+
+
+@pytest.mark.parametrize("who", ["master", "other"])
+@pytest.mark.parametrize("how", ["leave", "kick", "demote", "dead"])
+def test_application_hears_once_of_a_client_that_is_gone_when_its_successor_is_there(server, who, how):
+    (master, other), now = server.data_state(1, 2)
+    heard = []
+    server.application.clients_changed = lambda _: heard.append(
+        (sorted(server.clients.active), server.data.master_client_id)
+    )
+    gone, stays = (master, other) if who == "master" else (other, master)
+    match how:
+        case "leave":
+            server.receive(Leave(gone, LeaveReason.CANCELLED), server.where[gone], now)
+        case "kick":
+            server.transport.kick(gone, KickReason.FAIL, now)
+        case "demote":
+            server.transport.demote(gone, LOWER, now)
+        case "dead":
+            server.clients.active[gone].last_update = now - 61
+            server.transport._client_cleanup_timer(now)
+    assert heard == [([stays], stays)]
+    assert [spm.master_client_id for spm, _ in server.sent(Spm)] == ([stays] if who == "master" else [])
+
+
 def test_joinack_tells_back_offs_and_round_trip_of_the_data_state(server):
     _, now = server.data_state(1, rtt=0.030)
     server.join(2, now)
@@ -193,7 +250,8 @@ def test_joinack_tells_back_offs_and_round_trip_of_the_data_state(server):
 
 
 def test_joinack_tells_no_round_trip_in_qcc_state_after_the_data_state(server):
-    _, now = server.data_state(1, rtt=0.015)
+    (client,), now = server.data_state(1, rtt=0.015)
+    server.open_window(client, now)
     server.transport.enter_qcc(now)
     server.sent()
     server.join(2, now)
@@ -663,6 +721,14 @@ def test_qcc_interval_has_a_limit_whatever_the_round_trip(server):
     assert server.timers.get(ServerTimer.OUT_STATE_QCC) == now + 65
 
 
+def test_qcc_leaves_time_for_the_slowest_whether_it_answered_the_last_one_or_not(server):
+    (_, slow), now = server.data_state(1, 2)
+    server.clients.active[slow].rtt = 0.4
+    server.clients.active[slow].qcr_received = False
+    server.transport._out_state_qcc_timer(now)
+    assert [packet.qcr_back_off for packet, _ in server.sent(Qcc)] == [650]
+
+
 def test_answer_in_the_data_state_does_not_change_the_master(server):
     (master, other), now = server.data_state(1, 2)
     server.transport._out_state_qcc_timer(now)
@@ -783,6 +849,14 @@ def test_master_that_leaves_is_asked_for_again_when_the_others_are_in_doubt(serv
     setattr(server.clients.active[other], doubt, doubt == "gave_up_on")
     server.receive(Leave(master, LeaveReason.COMPLETE), server.where[master], now)
     assert server.transport.state is ServerState.QCC
+
+
+def test_where_round_trips_are_long_who_answered_longer_ago_may_take_over(server):
+    (master, other), now = server.data_state(1, 2)
+    server.clients.active[other].rtt = 0.5  # so that a QCC comes every 1.25 s only
+    server.qcr(other, now, server_time=0)
+    server.receive(Leave(master, LeaveReason.CANCELLED), server.where[master], now + 3.5)
+    assert server.data.master_client_id == other
 
 
 def test_other_client_that_leaves_does_not_disturb_the_master(server):
@@ -1112,8 +1186,11 @@ def test_closing_tells_those_who_were_kicked_before_sooner_and_with_their_own_re
     server.transport.kick(one, KickReason.FAIL, T)
     server.sent()
     server.transport.close(KickReason.FALLBACK, T + 1)
-    assert server.sent(Kick) == [(Kick(((one, KickReason.FAIL), (two, KickReason.FALLBACK))), None)]
-    assert server.timers.get(ServerTimer.KICK) == T + 1 + server.parameters.closing_kick_interval
+    due = T + 1 + server.parameters.closing_kick_interval
+    assert server.timers.get(ServerTimer.KICK) == due
+    server.transport.handle_timers(due)
+    kick = Kick(((one, KickReason.FAIL), (two, KickReason.FALLBACK)))
+    assert server.sent(Kick) == [(kick, None), (kick, None)]
 
 
 def test_closing_session_whose_clients_never_leave_ends_with_the_inactivity_timer(server):
@@ -1295,6 +1372,15 @@ def test_client_that_reports_nothing_for_60_seconds_is_removed(server):
     assert set(server.clients.active) == {two}
     assert [(event.client.client_id, event.reason) for event in server.events()] == [(one, Gone.DEAD)]
     assert server.application.named("clients_changed")[-1] == ("clients_changed", T + 120)
+
+
+def test_silent_client_is_removed_however_much_the_others_say(server):
+    silent, other = server.activate(1, T), server.activate(2, T)
+    for second in range(1, 122):
+        server.transport.handle_timers(T + second)
+        server.qcr(other, T + second)
+    assert list(server.clients.active) == [other]
+    assert [event.client.client_id for event in server.events() if isinstance(event, ClientGone)] == [silent]
 
 
 def test_exactly_60_seconds_are_not_too_long(server):
