@@ -40,6 +40,13 @@ def failing(code: int) -> Callable[..., Any]:
     return fail
 
 
+@pytest.fixture(autouse=True)
+def no_descriptor_stays_open() -> Iterator[None]:
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "image.wim"
@@ -64,7 +71,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        # A descriptor left open, which is a failure of its own, must not leave a mount behind as well.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_blocks_in_any_order_become_the_file_only_when_finished(target: Path, part: Path) -> None:
@@ -79,6 +87,25 @@ def test_blocks_in_any_order_become_the_file_only_when_finished(target: Path, pa
     sink.finish()
     assert target.read_bytes() == b"0123456789"
     assert not part.exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_image_is_on_its_disk_before_it_has_its_name_and_the_name_before_it_is_finished(
+    target: Path, part: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    flushed: list[tuple[str, bool]] = []
+    sync = os.fsync
+
+    def note(descriptor: int) -> None:
+        sync(descriptor)
+        what = os.readlink(f"/proc/self/fd/{descriptor}")
+        flushed.append((Path(what).name, target.exists()))
+
+    sink = prepared(target, 3, force)
+    sink.write(views(b"new"), 0)
+    monkeypatch.setattr(os, "fsync", note)
+    sink.finish()
+    assert flushed == [(part.name, False), (target.parent.name, True)]
 
 
 def test_empty_image_becomes_an_empty_file(target: Path, part: Path) -> None:
@@ -265,13 +292,14 @@ def test_existing_file_stays_until_force_replaces_it_whole(target: Path) -> None
     assert target.read_bytes() == b"new"
 
 
-def test_new_file_gets_the_permissions_of_the_umask(target: Path) -> None:
-    before = os.umask(0o027)
+@pytest.mark.parametrize(("umask", "mode"), [(0o027, 0o640), (0, 0o666)])
+def test_new_file_gets_the_permissions_of_the_umask(target: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
     try:
         prepared(target, 0).finish()
     finally:
         os.umask(before)
-    assert target.stat().st_mode & 0o777 == 0o640
+    assert target.stat().st_mode & 0o777 == mode
 
 
 def test_force_replaces_a_link_and_not_what_it_points_to(target: Path, tmp_path: Path) -> None:
@@ -397,6 +425,15 @@ def test_receiver_that_loses_the_race_for_a_leftover_is_refused(
     assert target.read_bytes() == b"won"
 
 
+def test_receiver_whose_new_part_another_locks_first_is_refused(
+    target: Path, part: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", failing(errno.EWOULDBLOCK))
+    with pytest.raises(StorageError, match="Another receiver"):
+        prepared(target, 3)
+    assert part.exists()
+
+
 def test_part_replaced_between_creation_and_lock_is_created_again(
     target: Path, part: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -498,6 +535,18 @@ def test_too_little_space_is_known_before_the_first_byte(target: Path, tmp_path:
     with pytest.raises(StorageError, match=rf"not enough space for .*{1 << 62} bytes.*Free \d+ bytes"):
         prepared(target, 1 << 62)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_space_that_this_user_may_use_is_what_counts_to_the_byte(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = os.fstatvfs
+    free = {"f_bsize": 1 << 20, "f_frsize": 512, "f_blocks": 1000, "f_bfree": 900, "f_bavail": 10}
+    monkeypatch.setattr(os, "fstatvfs", lambda descriptor: _with(room(descriptor), **free))
+    with pytest.raises(StorageError, match=r"image has 5123 bytes, and 5120 are free .* Free 3 bytes"):
+        prepared(target, 5123)
+    prepared(target, 5120).finish()
+    assert target.stat().st_size == 5120
 
 
 @pytest.mark.parametrize("size", [1 << 63, 1 << 64])

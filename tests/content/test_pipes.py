@@ -124,6 +124,41 @@ def test_early_block_that_overlaps_the_end_of_an_earlier_one_keeps_its_beginning
     sink.finish()
 
 
+def test_block_that_joins_two_early_stretches_keeps_the_end_of_the_second(pipe: tuple[int, int]) -> None:
+    sink = prepared(pipe[1], 10)
+    sink.write(views(b"cd"), 2)
+    sink.write(views(b"gh"), 6)
+    sink.write(views(b"defg"), 3)
+    sink.write(views(b"ab"), 0)
+    assert os.read(pipe[0], 100) == b"abcdefgh"
+    sink.finish()
+
+
+def test_what_came_early_outlives_another_prepare(pipe: tuple[int, int]) -> None:
+    sink = prepared(pipe[1], 10)
+    sink.write(views(b"cd"), 2)
+    sink.prepare()
+    sink.write(views(b"ab"), 0)
+    assert os.read(pipe[0], 100) == b"abcd"
+    sink.finish()
+
+
+def test_pipe_that_another_writer_fills_first_is_waited_for(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.write
+
+    def full_once(descriptor: int, data: bytes) -> int:
+        monkeypatch.setattr(os, "write", real)
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    sink = prepared(pipe[1], 4)
+    monkeypatch.setattr(os, "write", full_once)
+    sink.write(views(b"abcd"), 0)
+    assert os.read(pipe[0], 100) == b"abcd"
+    sink.finish()
+
+
 def test_short_writes_are_continued(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, bytes(data[:3])))
@@ -305,5 +340,8 @@ def test_the_descriptor_stays_open_and_no_other_does(pipe: tuple[int, int]) -> N
     before = len(os.listdir("/proc/self/fd"))
     prepared(pipe[1], 4).finish()
     prepared(pipe[1], 4).discard()
+    twice = prepared(pipe[1], 4)
+    twice.prepare()
+    twice.finish()
     assert len(os.listdir("/proc/self/fd")) == before
     os.fstat(pipe[1])

@@ -258,9 +258,41 @@ def test_close_during_a_read_lets_the_read_end_first(image: Path, monkeypatch: p
         os.fstat(used[0])
 
 
+def test_content_has_the_name_it_is_given(image: Path) -> None:
+    source = FileSource(image, "folder/other.wim")
+    assert source.name == "folder/other.wim"
+    image.write_bytes(b"")
+    with pytest.raises(SourceChangedError, match=r"'folder/other\.wim' changed"):
+        source.check()
+    source.close()
+
+
+def test_open_file_is_served_under_its_name_and_closed_with_the_source(image: Path) -> None:
+    descriptor = os.open(image, os.O_RDONLY)
+    source = FileSource.from_descriptor(descriptor, "folder/image.wim")
+    assert (source.name, source.size) == ("folder/image.wim", 16384)
+    assert read(source, 250, 3) == image.read_bytes()[250:253]
+    source.close()
+    with pytest.raises(OSError):
+        os.fstat(descriptor)
+
+
+def test_open_directory_is_refused_and_closed(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    with pytest.raises(ContentError, match="'folder' is not a regular file"):
+        FileSource.from_descriptor(descriptor, "folder")
+    with pytest.raises(OSError):
+        os.fstat(descriptor)
+
+
 def test_opening_leaks_no_descriptor(image: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    FileSource(image).close()
+    source = FileSource(image)
+    source.check()
+    read(source, 0, 1)
+    with pytest.raises(ValueError):
+        read(source, 16384, 1)
+    source.close()
     with pytest.raises(ContentError):
         FileSource(image.parent)
     assert len(os.listdir("/proc/self/fd")) == before
@@ -270,8 +302,9 @@ def test_memory_source_behaves_like_a_file() -> None:
     source = MemorySource(b"0123456789", "digits")
     assert (source.name, source.size) == ("digits", 10)
     assert read(source, 2, 3, 5) == b"23456789"
-    with pytest.raises(ValueError):
-        read(source, 9, 2)
+    for offset in (9, -4):
+        with pytest.raises(ValueError):
+            read(source, offset, 2)
     source.close()
     with pytest.raises(ClosedError):
         read(source, 0, 1)
