@@ -39,7 +39,7 @@ from wdstransport import (
     Warned,
 )
 from wdstransport.net.offload import name_features
-from wdstransport.net.serving import SessionSettings, open_session
+from wdstransport.net.serving import ServedSession, SessionSettings, open_session
 from wdstransport.wire.initiation import ErrorReply, Request, encode
 from wdstransport.wire.security import SecurityMode
 from wdstransport.wire.transport import Demote, Join, Kick, LeaveReason, Nack
@@ -405,7 +405,7 @@ class TestGroupsAndPorts:
             {"security": "hash"},
             {"min_clients": 0},
             {"block_size": 0},
-            {"block_size": 70_000},
+            {"block_size": 65_001},
             {"group": "192.0.2.1"},
             {"group": "224.0.0.77"},
             {"session_ports": (5, 4)},
@@ -617,14 +617,23 @@ class TestKickAndDemote:
             client.close()
         assert [settings.rate for settings in opened] == [rate, slower]
 
-    async def test_without_a_rate_half_of_what_is_sent_is_the_slower_sessions(self):
-        """Nothing is sent yet: then it is some rate, since the slower session must have one."""
+    @pytest.mark.parametrize("sent", [800_000.0, 0.0])
+    async def test_without_a_rate_the_slower_session_has_half_of_what_is_sent(
+        self, opened, monkeypatch, sent
+    ):
+        """Or, before anything is sent, some rate: without one it would not be slower."""
+        statistics = ServedSession.statistics
+        monkeypatch.setattr(
+            ServedSession, "statistics", lambda each: replace(statistics(each), bytes_per_second=sent)
+        )
         async with serving(image(100), min_clients=2) as site:
             client = Client()
             await client.enter(site.port)
             joined = await site.events.wait(ClientJoined)
-            assert await site.server.demote(joined.session_id, joined.client_id) != joined.session_id
+            await site.server.demote(joined.session_id, joined.client_id)
             client.close()
+        rate = opened[1].rate
+        assert rate == sent / 2 if sent else rate > 0
 
     async def test_a_demotion_for_which_there_is_no_room_is_a_usage_error(self):
         async with serving(image(100), min_clients=2, max_sessions=1) as site:

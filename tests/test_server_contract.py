@@ -313,15 +313,30 @@ async def test_server_that_was_closed_before_it_was_opened_cannot_be_opened(make
             await server.open(nursery)
 
 
-async def test_close_while_open_is_under_way_wins(make, monkeypatch):
-    looked, go_on = threading.Event(), threading.Event()
+class Looking:
+    """Looking for the interface, which takes until the test lets it go on."""
 
-    def find_interface(name):
-        looked.set()
-        assert go_on.wait(20)
+    def __init__(self):
+        self._looked, self._go_on = threading.Event(), threading.Event()
+        self.go_on = self._go_on.set
+
+    def __call__(self, name):
+        self._looked.set()
+        assert self._go_on.wait(20)
         return wdstransport.list_interfaces()[0]
 
-    monkeypatch.setattr("wdstransport.server.find_interface", find_interface)
+    async def begun(self):
+        assert await trio.to_thread.run_sync(self._looked.wait, 20)
+
+
+@pytest.fixture
+def looking(monkeypatch):
+    looking = Looking()
+    monkeypatch.setattr("wdstransport.server.find_interface", looking)
+    return looking
+
+
+async def test_close_while_open_is_under_way_wins(make, looking):
     server = make()
 
     async def open_it():
@@ -330,12 +345,26 @@ async def test_close_while_open_is_under_way_wins(make, monkeypatch):
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(open_it)
-        assert await trio.to_thread.run_sync(looked.wait, 20)
+        await looking.begun()
         await server.close()
-        go_on.set()
+        looking.go_on()
     async with trio.open_nursery() as nursery:
         with pytest.raises(wdstransport.ClosedError):
             await server.open(nursery)
+
+
+async def test_second_open_while_the_first_is_under_way_is_refused_and_does_not_disturb_it(
+    make, told, looking
+):
+    server = make()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.open, nursery)
+        await looking.begun()
+        with pytest.raises(wdstransport.UsageError, match="open already"):
+            await server.open(nursery)
+        looking.go_on()
+        await told.until(ServerListening)
+        await server.close()
 
 
 async def test_second_close_does_nothing(make, told):

@@ -102,7 +102,7 @@ def receptions(monkeypatch):
         def __init__(self, settings, tell, zero):
             self.settings, self.tell, self.zero = settings, tell, zero
             self.offer, self.kept, self.whole = None, None, False
-            self.whole_when_left = False
+            self.whole_when_left, self.kept_when_left, self.fails = False, None, None
             self.leaving = 0.0
             made.append(self)
 
@@ -112,7 +112,9 @@ def receptions(monkeypatch):
             finally:
                 with trio.CancelScope(shield=True):
                     await trio.sleep(self.leaving)
-                self.whole = self.whole_when_left
+                self.whole, self.kept = self.whole_when_left, self.kept_when_left
+                if self.fails is not None:
+                    raise self.fails
 
         def result(self):
             return f"result of {self.settings.content}"
@@ -201,6 +203,19 @@ async def test_start_while_a_transfer_runs_is_an_invalid_request_told_by_its_eve
         assert isinstance((await read_until(session, SessionStarted)).error, InvalidRequestError)
 
 
+@pytest.mark.parametrize("stopped", [False, True], ids=["while it runs", "after it wrote into a sink"])
+async def test_start_that_is_refused_begins_nothing(target, receptions, stopped):
+    async with ReceiveSession("big.img", MemorySink() if stopped else target, server="127.0.0.1") as session:
+        session.start()
+        if stopped:
+            session.stop()
+        session.start()
+        await read_until(session, SessionStarted)
+        assert (await read_until(session, SessionStarted)).error is not None
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(receptions) == 1
+
+
 async def test_stop_without_a_transfer_is_an_invalid_request_told_by_its_event(target):
     async with ReceiveSession("big.img", target, server="127.0.0.1") as session:
         session.stop()
@@ -208,14 +223,34 @@ async def test_stop_without_a_transfer_is_an_invalid_request_told_by_its_event(t
         await trio.testing.wait_all_tasks_blocked()  # and then it sleeps
 
 
-async def test_transfer_that_became_whole_while_it_was_stopped_is_told_as_ended(target, receptions):
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("fails", [None, OSError("the socket is gone")], ids=["", "fails"])
+async def test_transfer_that_came_to_an_end_while_it_was_stopped_is_told_as_ended(
+    target, receptions, whole, fails
+):
     async with ReceiveSession("big.img", target, server="127.0.0.1") as session:
         session.start()
         await trio.testing.wait_all_tasks_blocked()
-        receptions[0].whole_when_left = True
+        receptions[0].whole_when_left, receptions[0].fails = whole, fails
         session.stop()
-        assert (await read_until(session, TransferEnded)).result == "result of big.img"
-        assert (await read_until(session, SessionStopped)).error is None
+        session.close()
+        events = await read_all(session)
+    result = "result of big.img" if whole and not fails else None
+    ended = [(event.result, event.error) for event in events if isinstance(event, TransferEnded)]
+    assert ended == ([(result, fails)] if whole or fails else [])
+    (stopped,) = [event for event in events if isinstance(event, SessionStopped)]
+    assert stopped.error is None
+    assert stopped is events[-2]
+
+
+async def test_each_stop_waits_for_its_own_transfer_and_tells_what_that_kept(target, receptions):
+    async with ReceiveSession("big.img", target, server="127.0.0.1") as session:
+        for part in (target.with_name("first"), target.with_name("second")):
+            session.start()
+            await read_until(session, SessionStarted)
+            receptions[-1].kept_when_left = part
+            session.stop()
+            assert (await read_until(session, SessionStopped)).kept == part
 
 
 async def test_progress_is_the_newest_of_the_transfer_that_runs(target, receptions):
