@@ -195,6 +195,14 @@ def test_packet_that_another_client_could_have_sealed_is_dropped(packet):
     assert client.transport.timers.get(ClientTimer.INACTIVITY) == T + 30
 
 
+def test_lone_datagram_shorter_than_its_batch_says_is_counted_and_read(client):
+    for packet in (client.data(1, 1, 1), client.sealed(Spm(1, ME, 0, 0, 1, 1, 0))):
+        client.hear(packet, T, segment=len(packet) + 100)
+    assert [event.count for event in arrived(client)] == [1]
+    assert len(client.sent(T)) == 2
+    assert client.session.datagrams == 3  # and the JOINACK
+
+
 def test_empty_batch_is_nothing(client):
     before = snapshot(client.session)
     client.session.receive(Batch(memoryview(b""), 0, SERVER), T, multicast=True)
@@ -364,6 +372,7 @@ def test_all_received_is_told_once_and_after_the_blocks():
     client.hear(data, T, segment=len(data) // 3)
     events = client.session.take_events()
     assert [type(event) for event in events] == [BlocksArrived, AllReceived]
+    assert not client.session.over
     client.hear(client.data(4, 1, 1), T)
     assert client.session.take_events() == []
 
@@ -483,6 +492,10 @@ def test_leave_says_why_and_is_the_last_word(client, why, reason):
     assert client.session.over
     assert client.session.next_deadline() == math.inf
     client.hear(Qcc(1, 0), T + 1)
+    data = client.data(1, 1, 3)
+    client.hear(data, T + 1, segment=len(data) // 3)
+    assert client.session.dropped == {"state": 4}
+    assert client.session.datagrams == 5  # and the JOINACK
     client.session.leave(Left.CANCELLED, T + 1)
     client.session.handle_timers(T + 60)
     assert client.sent(T + 60) == []
@@ -533,7 +546,7 @@ def test_demoted_client_joins_the_lower_session_with_its_blocks(client):
 
 
 def test_counts_go_on_in_the_lower_session_and_everything_is_told_once():
-    client = ClientWire(total_blocks=3, name="node-17").regular()
+    client = ClientWire(total_blocks=3, name="node-17", join_interval=9.0).regular()
     client.hear(b"junk", T)
     data = client.data(1, 1, 3)
     client.hear(data, T, segment=len(data) // 3)
@@ -549,6 +562,7 @@ def test_counts_go_on_in_the_lower_session_and_everything_is_told_once():
     assert client.session.application.duplicates == 1
     ((_, join),) = client.sent(T + 2)
     assert (join.client_name, join.ip_address, join.mac_address) == ("node-17", bytes(4), bytes(6))
+    assert client.session.transport.timers.get(ClientTimer.JOIN) == T + 11
 
 
 def test_blocks_refused_before_a_demote_stay_counted():

@@ -56,6 +56,32 @@ def test_defaults_are_the_documents():
     assert defaults.max_cache_size == 2_097_152
 
 
+def test_parameters_that_are_set_take_the_place_of_the_documents():
+    script = ClientScript(
+        join_interval=2.0,
+        inactivity_timeout=50.0,
+        force_qcc_interval=3.0,
+        max_leave_delay=9.0,
+        max_nack_wait=0.4,
+        max_nack_ranges=2,
+    )
+    assert script.timers.get(ClientTimer.JOIN) == T + 2
+    assert script.timers.get(ClientTimer.INACTIVITY) == T + 50
+    script.regular(T + 1)
+    assert script.timers.get(ClientTimer.FORCE_QCC) == T + 4
+    script.transport.heard(T + 1)
+    assert script.timers.get(ClientTimer.INACTIVITY) == T + 51
+    script.transport.handle_timers(T + 4)
+    assert script.timers.get(ClientTimer.FORCE_QCC) == T + 7
+    script.odata(T + 4, 1, 3, 5, 7, master=ME)
+    assert [nack.ranges for nack in script.sent(Nack)] == [((2, 2), (4, 4))]
+    *_, before, last = nack_times(script, T + 6)
+    assert last - before == pytest.approx(0.4)
+    script.transport._rng = Latest()
+    script.transport.leave(LeaveReason.COMPLETE, T + 6, Departed(Left.COMPLETE))
+    assert script.timers.get(ClientTimer.LEAVE) == T + 15
+
+
 # ---------------------------------------------------------------------- Join state
 
 
@@ -527,6 +553,28 @@ def test_poll_without_a_query_inside_is_refused_and_not_answered(client, payload
     assert client.sent(PollAck) == []
 
 
+def test_client_that_has_everything_goes_on_in_the_session_until_it_leaves():
+    """While it stores, others need it: the window of the master, the round of everybody."""
+    script = ClientScript(total_blocks=2).regular()
+    script.odata(T, (1, 1), (2, 2), master=ME)
+    assert script.application.complete
+    script.sent()
+    assert script.odata(T, (5, 1), master=ME) == []
+    script.spm(T, 1, master=ME, trail=1, lead=6)
+    script.receive(poll(1, 0), T)
+    script.receive(Qcc(1, 0), T)
+    script.transport.handle_timers(T)
+    sent = script.sent()
+    assert [(ack.odata_seq_no, ack.hi_odata_seq_no) for ack in sent if isinstance(ack, Ack)] == [(2, 5)] * 2
+    assert [nack.ranges for nack in sent if isinstance(nack, Nack)] == [((3, 4),)]
+    assert [answer.qcc_seq_no for answer in sent if isinstance(answer, Qcr)] == [1]
+    assert [decode(answer.app_data).ranges for answer in sent if isinstance(answer, PollAck)] == [()]
+    script.odata(T, (3, 1), (4, 2), (6, 2), master=ME, rdata=True)
+    assert [ack.odata_seq_no for ack in script.sent(Ack)] == [3, 5, 6]
+    script.transport.handle_timers(T + 20)
+    assert [report.qcc_seq_no for report in script.sent(Qcr)] == [0]
+
+
 # ---------------------------------------------------------------------- QCC, and QCR unasked
 
 
@@ -725,6 +773,14 @@ def test_spm_alone_shows_the_loss_of_the_tail_which_is_asked_for_before_the_ack(
     asked, acknowledged = client.sent()
     assert asked.ranges == ((3, 6),)
     assert isinstance(acknowledged, Ack)
+
+
+def test_spm_shows_a_loss_to_a_client_whose_cache_is_full():
+    script = ClientScript(max_cache_size=23).regular()
+    script.odata(T, 1, master=ME)
+    script.sent()
+    script.spm(T, 1, master=ME, trail=1, lead=4)
+    assert [nack.ranges for nack in script.sent(Nack)] == [((2, 4),)]
 
 
 def test_master_acknowledges_every_packet_without_fw_lead(client):
