@@ -178,8 +178,10 @@ def test_every_bad_checksum_of_a_batch_is_counted(client, bad):
     segment = len(data) // 3
     for place in bad:
         data[(place + 1) * segment - 20] ^= 0x10
-    client.hear(data, T, segment=segment)
+    client.hear(data, T + 9, segment=segment)
     assert client.session.dropped == {"checksum": len(bad)}
+    heard = len(bad) < 3
+    assert client.transport.timers.get(ClientTimer.INACTIVITY) == T + (39 if heard else 30)
     assert sum(event.count for event in arrived(client)) == 3 - len(bad)
 
 

@@ -732,9 +732,12 @@ def test_master_acknowledges_an_spm_before_any_data(client):
     assert client.sent() == [Ack(ME, 0, 31, 0, 0)]
 
 
-def test_who_is_not_the_master_does_not_acknowledge(client):
-    client.spm(T, 1, master=OTHER, trail=1, lead=4)
-    client.odata(T, 5, 6, master=OTHER)
+@pytest.mark.parametrize("master", [OTHER, 0], ids=["another is", "nobody is"])
+def test_who_is_not_the_master_does_not_acknowledge(client, master):
+    client.spm(T, 1, master=master, trail=1, lead=4)
+    client.odata(T, 5, 6, master=master)
+    client.odata(T, 6, 5, master=master)
+    client.odata(T, 4, master=master, rdata=True)
     assert client.sent(Ack) == []
 
 
@@ -845,6 +848,8 @@ def test_lost_packets_are_asked_for_though_the_cache_refused_what_came():
     script = ClientScript(max_cache_size=30).regular()
     script.odata(T, 1, 4, master=ME)
     assert [nack.ranges for nack in script.sent(Nack)] == [(), ((2, 3),)]
+    script.odata(T, 5, master=ME)
+    assert [nack.ranges for nack in script.sent(Nack)] == [()]
 
 
 def test_repair_of_somebody_elses_loss_shows_the_master_its_own(client):
@@ -985,6 +990,25 @@ def test_nack_names_what_is_missing_when_it_is_sent(client):
     assert client.sent(Nack)[0].ranges == ((2, 2), (4, 4))
 
 
+def test_nack_of_others_than_the_master_may_wait_as_long_as_the_longer_back_off(client):
+    client.transport._rng = Latest()
+    client.spm(T, 1, master=OTHER, low=100, high=300)
+    client.odata(T, 1, 3, master=OTHER)
+    assert client.timers.get(ClientTimer.NACK) == pytest.approx(T + 0.3)
+
+
+def test_losses_that_one_nack_cannot_hold_are_asked_for_when_the_others_are_repaired(client):
+    client.odata(T, *range(1, 802, 2), master=ME)
+    asked = set()
+    while client.data.missing:
+        client.transport.handle_timers(client.timers.get(ClientTimer.NACK))
+        ranges = client.sent(Nack)[-1].ranges
+        assert len(ranges) == 80
+        asked |= set(ranges)
+        client.odata(T + 1, *[first for first, _ in ranges], master=ME, rdata=True)
+    assert asked == {(seq, seq) for seq in range(2, 801, 2)}
+
+
 def test_packets_and_losses_that_follow_do_not_change_when_the_first_loss_is_asked_for(client):
     client.spm(T, 1, master=OTHER, low=1, high=1000)
     client.odata(T, 1, 3, master=OTHER)
@@ -1062,9 +1086,9 @@ def test_one_nack_holds_at_most_80_ranges_and_the_lowest(client):
     assert ranges[-1] == (160, 160)
 
 
-@pytest.mark.parametrize("master", [ME, OTHER])
-def test_back_off_of_zero_is_a_millisecond(client, master):
-    client.spm(T, 1, master=master, low=0, high=0)
+@pytest.mark.parametrize(("master", "high"), [(ME, 0), (ME, 100), (OTHER, 0)])
+def test_back_off_of_zero_is_a_millisecond(client, master, high):
+    client.spm(T, 1, master=master, low=0, high=high)
     client.odata(T, 1, 3, master=master)
     for _ in range(3):
         due = client.timers.get(ClientTimer.NACK)
@@ -1234,6 +1258,7 @@ def test_duplicates_do_not_use_up_the_room_of_new_blocks():
     script = ClientScript(max_cache_size=46, have=[(1, 8)]).regular()
     script.odata(T, *range(1, 11))
     assert arrived(script) == [(8, 9, 2, 46)]
+    assert script.application.duplicates == 8
     assert (script.transport.refused, script.sent(Nack)) == (0, [])
 
 
@@ -1284,13 +1309,15 @@ def test_sequence_numbers_that_wrap_around_are_not_consecutive(client):
 # ---------------------------------------------------------------------- KICK, DEMOTE, LEAVE
 
 
-def test_kick_of_this_client_sends_a_leave_and_ends_the_session(client):
-    kick = Kick(((1, KickReason.FAIL), (ME, KickReason.FALLBACK), (9, KickReason.POLICY_NOT_MET)))
+@pytest.mark.parametrize("reason", KickReason)
+def test_kick_of_this_client_sends_a_leave_and_ends_the_session(client, reason):
+    before, behind = (other for other in KickReason if other is not reason)
+    kick = Kick(((1, before), (ME, reason), (9, behind)))
     assert client.receive(kick, T + 1) is None
     assert client.transport.state is ClientState.LEAVING
     client.transport.handle_timers(T + 1.2)
     assert client.sent() == [Leave(ME, LeaveReason.CANCELLED)]
-    assert client.events() == [Departed(Left.KICKED, KickReason.FALLBACK)]
+    assert client.events() == [Departed(Left.KICKED, reason)]
     assert client.transport.state is ClientState.OVER
 
 
@@ -1529,6 +1556,18 @@ def test_repairs_are_counted_as_what_they_are(client):
     assert arrived(client) == [(1, 4, 1, 23)]
     assert [(ack.odata_seq_no, ack.server_time) for ack in client.sent(Ack)] == [(2, 501)]
     assert client.data.loss.rate == pytest.approx(loss * (1 - 500 / 65536) ** 3)
+
+
+@pytest.mark.parametrize("master", [ME, OTHER])
+def test_repair_that_comes_twice_in_a_batch_is_two_arrivals_of_one_block(client, master):
+    client.odata(T, 1, 2, 6, master=OTHER)
+    client.events()
+    loss = client.data.loss.rate
+    assert client.odata(T, 4, 4, 5, master=master, rdata=True) == []
+    assert client.data.loss.rate == pytest.approx(loss * (1 - 500 / 65536) ** 3)
+    assert sorted(block for _, block, *_ in arrived(client)) == [4, 5]
+    assert client.application.duplicates == 1
+    assert client.transport.cache_used == 5 * 23
 
 
 def test_repairs_that_follow_each_other_in_the_middle_of_a_batch_are_one_event(client):
