@@ -12,6 +12,7 @@ from session_scripts import ME, SERVER, SESSION, ClientWire, broken, data_batch,
 from wdstransport.protocol.events import AllReceived, BlockRun, BlocksArrived, Demoted, Departed, Joined, Left
 from wdstransport.protocol.timers import ClientTimer
 from wdstransport.wire.application import Data, SrvCir
+from wdstransport.wire.application import decode as decode_application
 from wdstransport.wire.application import encode as encode_application
 from wdstransport.wire.batch import Batch
 from wdstransport.wire.options import Option, fw_lead
@@ -565,6 +566,33 @@ def test_counts_go_on_in_the_lower_session_and_everything_is_told_once():
     ((_, join),) = client.sent(T + 2)
     assert (join.client_name, join.ip_address, join.mac_address) == ("node-17", bytes(4), bytes(6))
     assert client.session.transport.timers.get(ClientTimer.JOIN) == T + 11
+
+
+def test_lower_session_begins_anew_but_for_its_content():
+    client = ClientWire().regular()
+    query = encode_application(SrvCir())
+    for packet in (Spm(50, 0, 0, 0, 0, 0, 0), Qcc(50, 0), Poll(50, 0, query)):
+        client.hear(packet, T)
+    client.session.application.horizon = 45
+    client.session.enter_lower_session(SESSION, SERVER, T + 2)
+    client.transport = client.session.transport
+    client.hear(JoinAck(70, 0, 0, 0, ms(T + 2)), T + 30, multicast=False)
+    client.sent(T + 30)
+    client.session.take_events()
+    assert client.transport.polls == 0
+    for packet in (Qcc(1, 0), Poll(1, 0, query)):
+        client.hear(packet, T + 35)
+    client.session.handle_timers(T + 35)
+    answers = [decode_application(packet.app_data) for _, packet in client.sent(T + 35)]
+    assert [answer.time_in_session for answer in answers] == [5, 5]
+    # A late client there, which a repair does not place.
+    client.hear(client.data(9, 9, 1, op_code=OpCode.RDATA, fw_lead=False), T + 36)
+    assert client.transport.data.first == 0
+    data = client.data(44, 44, 3)
+    client.hear(data, T + 36, segment=len(data) // 3)
+    client.hear(Spm(1, ME, 0, 0, 40, 46, 0), T + 36)
+    assert not client.session.dropped
+    assert [run for event in arrived(client) for run in event.runs] == [BlockRun(0, 1, 9), BlockRun(0, 2, 44)]
 
 
 def test_blocks_refused_before_a_demote_stay_counted():

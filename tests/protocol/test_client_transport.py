@@ -226,6 +226,23 @@ def test_second_joinack_means_that_the_qcr_was_lost(client):
     assert client.timers.get(ClientTimer.FORCE_QCC) == T + 20.5
 
 
+def test_repeated_joinack_of_the_same_client_changes_nothing_that_waits_or_is_missing(client):
+    client.receive(Spm(50, OTHER, 100, 300, 1, 5, 0), T)
+    client.odata(T, 5, 9, master=OTHER)
+    client.receive(poll(60), T)
+    client.receive(Qcc(70, 500), T, sender_time=4712)
+    waiting = (ClientTimer.NACK, ClientTimer.QCC, ClientTimer.POLL)
+    due, missing = [client.timers.get(timer) for timer in waiting], list(client.data.missing)
+    assert client.receive(JoinAck(ME, 100, 300, 0, ms(T)), T) is None
+    assert [client.timers.get(timer) for timer in waiting] == due
+    assert client.transport.data is client.data
+    assert (list(client.data.missing), client.data.highest, client.data.master) == (missing, 9, OTHER)
+    assert client.receive(poll(60), T) is DropReason.STALE
+    client.sent()
+    client.transport.handle_timers(T + 0.5)
+    assert {type(packet) for packet in client.sent()} == {Nack, Qcr, PollAck}
+
+
 def test_qcr_to_a_repeated_joinack_reports_nothing_though_data_came(client):
     client.odata(T, 1, 2, 9)
     client.sent()
@@ -741,6 +758,16 @@ def test_who_is_not_the_master_does_not_acknowledge(client, master):
     assert client.sent(Ack) == []
 
 
+def test_who_was_the_master_does_not_acknowledge_any_more(client):
+    client.odata(T, 1, 2, master=ME)
+    client.spm(T, 1, master=ME, trail=1, lead=2)
+    assert len(client.sent(Ack)) == 3
+    client.spm(T, 2, master=OTHER, trail=1, lead=2)
+    client.odata(T, 3, master=OTHER)
+    client.spm(T, 3, master=OTHER, trail=1, lead=3)
+    assert client.sent(Ack) == []
+
+
 def test_stale_spm_is_not_acknowledged(client):
     client.spm(T, 2, master=ME)
     client.sent()
@@ -794,6 +821,15 @@ def test_master_acknowledges_every_packet_without_fw_lead(client):
 def test_fw_lead_below_the_packet_excuses_it_from_an_ack(client):
     client.odata(T, 1, 2, 3, master=ME, leads=[0, 0, 3], times=[11, 12, 13])
     assert [(ack.odata_seq_no, ack.server_time) for ack in client.sent(Ack)] == [(3, 13)]
+
+
+def test_batch_of_which_no_packet_wants_an_ack_gets_none(client):
+    client.odata(T, 1, 2, 5, master=ME, leads=[0, 1, 4])
+    client.odata(T, 6, 7, 9, master=ME, leads=[5, 5, 5])
+    client.odata(T, 3, 8, master=ME, leads=[0, 0], rdata=True)
+    client.odata(T, 2, 1, master=ME, leads=[0, 0])
+    assert client.sent(Ack) == []
+    assert list(client.data.missing) == [(4, 4)]
 
 
 def test_fw_lead_above_the_packet_wants_an_ack(client):
@@ -995,6 +1031,17 @@ def test_nack_of_others_than_the_master_may_wait_as_long_as_the_longer_back_off(
     client.spm(T, 1, master=OTHER, low=100, high=300)
     client.odata(T, 1, 3, master=OTHER)
     assert client.timers.get(ClientTimer.NACK) == pytest.approx(T + 0.3)
+
+
+@pytest.mark.parametrize("was_master", [True, False])
+def test_who_is_not_the_master_draws_every_wait_from_both_back_offs(client, was_master):
+    client.transport._rng = Latest()
+    client.spm(T, 1, master=ME if was_master else OTHER, low=100, high=300, trail=1, lead=1)
+    client.odata(T, 1, 3, master=ME if was_master else OTHER)
+    now = nack_times(client, T + 0.65)[-1]
+    client.spm(now, 2, master=OTHER, low=100, high=300, trail=1, lead=3)
+    first, second, third = nack_times(client, now + 0.95)
+    assert (second - first, third - second) == pytest.approx((0.3, 0.3))
 
 
 def test_losses_that_one_nack_cannot_hold_are_asked_for_when_the_others_are_repaired(client):
