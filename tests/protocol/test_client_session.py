@@ -467,6 +467,16 @@ def test_data_of_which_some_is_dropped_resets_the_inactivity_timer(client):
     assert client.transport.timers.get(ClientTimer.INACTIVITY) == T + 39
 
 
+def test_what_the_client_does_itself_does_not_reset_the_inactivity_timer(client):
+    client.hear(client.data(1, 1, 1), T)
+    (event,) = arrived(client)
+    client.hear(Poll(1, 0, encode_application(SrvCir())), T)
+    client.session.handle_timers(T + 4)
+    assert len(client.sent(T + 4)) == 2
+    client.session.stored(event, T + 4)
+    assert client.transport.timers.get(ClientTimer.INACTIVITY) == T + 30
+
+
 def test_data_that_does_not_answer_a_join_does_not_keep_a_client_waiting_for_ever():
     client = ClientWire()
     for second in range(1, 60):

@@ -47,6 +47,11 @@ def client():
     return ClientScript().regular(client_id=ME)
 
 
+def deadlines(script):
+    """When each timer is due; that of joining again has tests of its own."""
+    return {timer: script.timers.get(timer) for timer in ClientTimer if timer is not ClientTimer.REJOIN}
+
+
 def test_defaults_are_the_documents():
     defaults = ClientParameters()
     assert defaults.inactivity_timeout == 30.0
@@ -153,19 +158,21 @@ def test_nack_that_brings_nothing_is_repeated_ever_less_often_and_at_last_every_
 def test_join_state_ignores_everything_but_joinack(packet):
     script = ClientScript()
     script.sent()
-    deadline = script.timers.next_deadline()
+    due = deadlines(script)
     assert script.receive(packet, T + 0.1) is DropReason.STATE
     assert script.transport.state is ClientState.JOIN
     assert (script.sent(), script.events()) == ([], [])
     assert script.data.first == 0
-    assert script.timers.next_deadline() == deadline
+    assert deadlines(script) == due
 
 
 def test_join_state_ignores_data():
     script = ClientScript()
     script.sent()
+    due = deadlines(script)
     assert script.odata(T + 0.1, 1, 2, 3) == [(DropReason.STATE, 3)]
     assert (script.sent(), script.events(), script.data.first) == ([], [], 0)
+    assert deadlines(script) == due
 
 
 def test_joinack_is_answered_with_an_empty_qcr_that_echoes_its_sender_time():
@@ -273,9 +280,11 @@ def test_joinack_that_echoes_no_join_of_ours_is_not_for_us(wrong):
     script = ClientScript()
     script.transport.handle_timers(T + 0.5)
     script.sent()
+    due = deadlines(script)
     assert script.receive(JoinAck(ME, 0, 0, 0, wrong), T + 0.5) is DropReason.NOT_FOR_US
     assert script.transport.state is ClientState.JOIN
     assert script.sent() == []
+    assert deadlines(script) == due
 
 
 @pytest.mark.parametrize("at", [T + 0.001, T + 0.25, T + 0.999])
@@ -1169,6 +1178,112 @@ def test_ncf_changes_nothing(client):
     assert list(client.data.missing) == [(2, 2)]
 
 
+# ---------------------------------------------------------------------- what leaves the rest alone
+
+
+@pytest.fixture
+def busy():
+    """Everything waits: answers to POLL and QCC, a NACK, the next report; the cache is full."""
+    script = ClientScript(max_cache_size=50).regular()
+    script.spm(T, 10, master=OTHER, low=100, high=300, trail=1, lead=0)
+    script.odata(T, 1, 5, 6, master=OTHER)
+    script.receive(poll(10, 5000), T)
+    script.receive(Qcc(10, 5000), T)
+    script.sent()
+    script.events()
+    return script
+
+
+@pytest.mark.parametrize(
+    ("act", "touched"),
+    [
+        (lambda busy: busy.spm(T, 11, master=OTHER, low=1, high=2, trail=1, lead=6), set()),
+        (lambda busy: busy.spm(T, 9, master=ME, trail=1, lead=6), set()),
+        (lambda busy: busy.receive(Ncf(((2, 4),)), T), set()),
+        (lambda busy: busy.receive(Qcc(11, 3000), T), {ClientTimer.QCC}),
+        (lambda busy: busy.receive(Qcc(9, 3000), T), set()),
+        (lambda busy: busy.receive(poll(11, 3000), T), {ClientTimer.POLL}),
+        (lambda busy: busy.receive(poll(9, 3000), T), set()),
+        (lambda busy: busy.receive(Poll(11, 0, b"junk"), T), set()),
+        (lambda busy: busy.receive(Kick(((OTHER, KickReason.FAIL),)), T), set()),
+        (lambda busy: busy.receive(Demote(9, bytes(4), 1, bytes(4), 1, (OTHER,)), T), set()),
+        (lambda busy: busy.receive(JoinAck(9, 0, 0, 0, ms(T) - 1), T), set()),
+        (lambda busy: busy.odata(T, 5, 1, master=OTHER), set()),
+        (lambda busy: busy.odata(T, 5, master=OTHER, rdata=True), set()),
+        (lambda busy: busy.odata(T, (7, 0), master=OTHER), set()),
+        (lambda busy: busy.transport._qcc_timer(T), {ClientTimer.FORCE_QCC}),
+        (lambda busy: busy.transport._poll_timer(T), set()),
+        (lambda busy: busy.transport._nack_timer(T), {ClientTimer.NACK}),
+        (lambda busy: busy.transport.cache_done(0), set()),
+    ],
+    ids=[
+        "SPM",
+        "stale SPM",
+        "NCF",
+        "QCC",
+        "stale QCC",
+        "POLL",
+        "stale POLL",
+        "bad POLL",
+        "KICK of another",
+        "DEMOTE of another",
+        "JOINACK of another",
+        "ODATA again",
+        "RDATA again",
+        "bad data",
+        "QCR",
+        "POLLACK",
+        "NACK",
+        "nothing stored",
+    ],
+)
+def test_packet_sets_no_timer_but_its_own_and_counts_nothing_else(busy, act, touched):
+    before, missing = deadlines(busy), list(busy.data.missing)
+    for timer in touched:
+        busy.timers.set(timer, T + 60)
+    act(busy)
+    after = deadlines(busy)
+    assert {timer for timer in before if after[timer] != before[timer]} <= touched
+    assert all(after[timer] != T + 60 for timer in touched)
+    assert list(busy.data.missing) == missing
+    transport = busy.transport
+    assert (transport.state, transport.client_id) == (ClientState.REGULAR, ME)
+    assert (transport.cache_used, transport.refused) == (46, 1)
+    assert (busy.application.blocks.count, busy.events()) == (2, [])
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda client, now: client.receive(poll(1, 0), now),
+        lambda client, now: client.receive(Qcc(1, 0), now),
+        lambda client, now: client.receive(Ncf(((2, 4),)), now),
+        lambda client, now: client.spm(now, 1, master=ME, low=2, high=2, trail=1, lead=5),
+        lambda client, now: client.spm(now, 2, master=OTHER, low=2, high=2, trail=1, lead=5),
+        lambda client, now: client.odata(now, 5, master=OTHER),
+    ],
+    ids=["POLL", "QCC", "NCF", "stale SPM", "SPM", "what is there"],
+)
+def test_only_a_repair_makes_nacks_prompt_again(client, act):
+    client.spm(T, 1, master=OTHER, low=2, high=2, trail=1, lead=1)
+    client.odata(T, 1, 5, master=OTHER)
+    last = nack_times(client, T + 0.5)[-1]
+    act(client, last + 0.001)
+    times = nack_times(client, last + 0.2)
+    assert [after - before for before, after in pairwise([last, *times])] == pytest.approx([0.05] * len(times))
+
+
+def test_zero_nacks_are_no_nacks_that_brought_nothing():
+    script = ClientScript(max_cache_size=46).regular()
+    script.spm(T, 1, master=OTHER, low=2, high=2, trail=1, lead=1)
+    script.odata(T, 1, 5, master=OTHER)
+    for seq in range(6, 11):
+        script.odata(T, seq, master=OTHER)
+    assert [nack.ranges for nack in script.sent(Nack)] == [()] * 5
+    times = nack_times(script, T + 0.009)
+    assert [round((after - T) * 1000) for after in times] == [2, 4, 6, 8]
+
+
 # ---------------------------------------------------------------------- blocks and the cache
 
 
@@ -1251,6 +1366,12 @@ def test_zero_nack_scales_its_loss_rate():
     script.odata(T, 3)
     (zero,) = [nack for nack in script.sent(Nack) if not nack.ranges]
     assert zero.loss_rate == round(script.data.loss.rate * 10**16) > 10**13
+
+
+def test_batch_with_a_bad_block_before_one_that_the_cache_refuses_gets_its_empty_nack():
+    script = ClientScript(max_cache_size=20).regular()
+    assert script.odata(T, (1, 0), (2, 2)) == [(DropReason.FIELD, 1)]
+    assert [nack.ranges for nack in script.sent(Nack)] == [()]
 
 
 def test_next_batch_is_refused_with_an_empty_nack_of_its_own():
