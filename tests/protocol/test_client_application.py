@@ -145,6 +145,13 @@ def test_blocks_beyond_the_horizon_are_as_if_they_had_not_come():
     assert decode(client.missing_packet(50.0)).ranges == ((1, 3), (7, 100))
 
 
+def test_progress_is_of_the_whole_content_however_near_the_horizon_is():
+    client = application(have=[(1, 20), (11, 40)])
+    client.horizon = 40
+    assert (client.progress(), client.complete) == (40, False)
+    assert decode(client.missing_packet(50.0)).progress == 40
+
+
 def test_blocks_that_are_here_are_no_news_and_count_as_duplicates():
     client = application(have=[(5, 8)])
     assert client.news([4, 5, 8, 9]) == [0, 3]

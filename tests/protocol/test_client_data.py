@@ -259,6 +259,8 @@ steps = st.one_of(
 @settings(STEADY, max_examples=300)
 @example([("run", 1, 3, 0, 1), ("run", 8, 2, 0, 1), ("run", 4, 4, 6, 2), ("spm", 1, 9, 12, 1)])
 @example([("spm", 1, 5, 9, 1), ("run", 3, 8, 0, 1)])
+@example([("run", 1, 3, 0, 1), ("spm", 1, 0, 0, 1), ("run", 4, 2, 0, 1)])
+@example([("run", 5, 3, 0, 1), ("spm", 1, 0, 0, 1), ("run", 3, 7, 0, 1)])
 def test_runs_give_what_packet_by_packet_gives(script):
     data, literal = ClientData(), LiteralClient()
     for kind, *values in script:

@@ -199,6 +199,12 @@ def test_run_whose_trail_is_its_first_packet_is_one():
     assert [(run.first_seq, run.rows) for run, _ in runs_of(found)] == [(5, 3)]
 
 
+@pytest.mark.parametrize("count", [255, 256, 257, 1500])
+def test_stretch_is_one_however_long_it_is(count):
+    packets = [(seq, seq, 0, 0, True) for seq in (1, *range(3, count + 2))]
+    assert stretch_of(batch(packets, rdata=False)).runs == [(0, 1, 1), (1, count - 1, 3)]
+
+
 def test_stretch_is_one_whatever_its_numbers_are():
     far = 1 << 60
     found = stretch_of(batch([(far + step, step, far + 1, 0, True) for step in (1, 2, 4)], rdata=False))

@@ -12,6 +12,7 @@ from session_scripts import ME, SERVER, SESSION, ClientWire, broken, data_batch,
 from wdstransport.protocol.events import AllReceived, BlockRun, BlocksArrived, Demoted, Departed, Joined, Left
 from wdstransport.protocol.timers import ClientTimer
 from wdstransport.wire.application import Data, SrvCir
+from wdstransport.wire.application import decode as decode_application
 from wdstransport.wire.application import encode as encode_application
 from wdstransport.wire.batch import Batch
 from wdstransport.wire.options import Option, fw_lead
@@ -178,8 +179,10 @@ def test_every_bad_checksum_of_a_batch_is_counted(client, bad):
     segment = len(data) // 3
     for place in bad:
         data[(place + 1) * segment - 20] ^= 0x10
-    client.hear(data, T, segment=segment)
+    client.hear(data, T + 9, segment=segment)
     assert client.session.dropped == {"checksum": len(bad)}
+    heard = len(bad) < 3
+    assert client.transport.timers.get(ClientTimer.INACTIVITY) == T + (39 if heard else 30)
     assert sum(event.count for event in arrived(client)) == 3 - len(bad)
 
 
@@ -193,6 +196,14 @@ def test_packet_that_another_client_could_have_sealed_is_dropped(packet):
     client.hear(forged, T + 9)
     assert client.session.dropped == {"security_type": 1}
     assert client.transport.timers.get(ClientTimer.INACTIVITY) == T + 30
+
+
+def test_lone_datagram_shorter_than_its_batch_says_is_counted_and_read(client):
+    for packet in (client.data(1, 1, 1), client.sealed(Spm(1, ME, 0, 0, 1, 1, 0))):
+        client.hear(packet, T, segment=len(packet) + 100)
+    assert [event.count for event in arrived(client)] == [1]
+    assert len(client.sent(T)) == 2
+    assert client.session.datagrams == 3  # and the JOINACK
 
 
 def test_empty_batch_is_nothing(client):
@@ -364,6 +375,7 @@ def test_all_received_is_told_once_and_after_the_blocks():
     client.hear(data, T, segment=len(data) // 3)
     events = client.session.take_events()
     assert [type(event) for event in events] == [BlocksArrived, AllReceived]
+    assert not client.session.over
     client.hear(client.data(4, 1, 1), T)
     assert client.session.take_events() == []
 
@@ -455,6 +467,16 @@ def test_data_of_which_some_is_dropped_resets_the_inactivity_timer(client):
     assert client.transport.timers.get(ClientTimer.INACTIVITY) == T + 39
 
 
+def test_what_the_client_does_itself_does_not_reset_the_inactivity_timer(client):
+    client.hear(client.data(1, 1, 1), T)
+    (event,) = arrived(client)
+    client.hear(Poll(1, 0, encode_application(SrvCir())), T)
+    client.session.handle_timers(T + 4)
+    assert len(client.sent(T + 4)) == 2
+    client.session.stored(event, T + 4)
+    assert client.transport.timers.get(ClientTimer.INACTIVITY) == T + 30
+
+
 def test_data_that_does_not_answer_a_join_does_not_keep_a_client_waiting_for_ever():
     client = ClientWire()
     for second in range(1, 60):
@@ -483,6 +505,10 @@ def test_leave_says_why_and_is_the_last_word(client, why, reason):
     assert client.session.over
     assert client.session.next_deadline() == math.inf
     client.hear(Qcc(1, 0), T + 1)
+    data = client.data(1, 1, 3)
+    client.hear(data, T + 1, segment=len(data) // 3)
+    assert client.session.dropped == {"state": 4}
+    assert client.session.datagrams == 5  # and the JOINACK
     client.session.leave(Left.CANCELLED, T + 1)
     client.session.handle_timers(T + 60)
     assert client.sent(T + 60) == []
@@ -533,7 +559,7 @@ def test_demoted_client_joins_the_lower_session_with_its_blocks(client):
 
 
 def test_counts_go_on_in_the_lower_session_and_everything_is_told_once():
-    client = ClientWire(total_blocks=3, name="node-17").regular()
+    client = ClientWire(total_blocks=3, name="node-17", join_interval=9.0).regular()
     client.hear(b"junk", T)
     data = client.data(1, 1, 3)
     client.hear(data, T, segment=len(data) // 3)
@@ -549,6 +575,34 @@ def test_counts_go_on_in_the_lower_session_and_everything_is_told_once():
     assert client.session.application.duplicates == 1
     ((_, join),) = client.sent(T + 2)
     assert (join.client_name, join.ip_address, join.mac_address) == ("node-17", bytes(4), bytes(6))
+    assert client.session.transport.timers.get(ClientTimer.JOIN) == T + 11
+
+
+def test_lower_session_begins_anew_but_for_its_content():
+    client = ClientWire().regular()
+    query = encode_application(SrvCir())
+    for packet in (Spm(50, 0, 0, 0, 0, 0, 0), Qcc(50, 0), Poll(50, 0, query)):
+        client.hear(packet, T)
+    client.session.application.horizon = 45
+    client.session.enter_lower_session(SESSION, SERVER, T + 2)
+    client.transport = client.session.transport
+    client.hear(JoinAck(70, 0, 0, 0, ms(T + 2)), T + 30, multicast=False)
+    client.sent(T + 30)
+    client.session.take_events()
+    assert client.transport.polls == 0
+    for packet in (Qcc(1, 0), Poll(1, 0, query)):
+        client.hear(packet, T + 35)
+    client.session.handle_timers(T + 35)
+    answers = [decode_application(packet.app_data) for _, packet in client.sent(T + 35)]
+    assert [answer.time_in_session for answer in answers] == [5, 5]
+    # A late client there, which a repair does not place.
+    client.hear(client.data(9, 9, 1, op_code=OpCode.RDATA, fw_lead=False), T + 36)
+    assert client.transport.data.first == 0
+    data = client.data(44, 44, 3)
+    client.hear(data, T + 36, segment=len(data) // 3)
+    client.hear(Spm(1, ME, 0, 0, 40, 46, 0), T + 36)
+    assert not client.session.dropped
+    assert [run for event in arrived(client) for run in event.runs] == [BlockRun(0, 1, 9), BlockRun(0, 2, 44)]
 
 
 def test_blocks_refused_before_a_demote_stay_counted():

@@ -47,6 +47,11 @@ def client():
     return ClientScript().regular(client_id=ME)
 
 
+def deadlines(script):
+    """When each timer is due; that of joining again has tests of its own."""
+    return {timer: script.timers.get(timer) for timer in ClientTimer if timer is not ClientTimer.REJOIN}
+
+
 def test_defaults_are_the_documents():
     defaults = ClientParameters()
     assert defaults.inactivity_timeout == 30.0
@@ -54,6 +59,32 @@ def test_defaults_are_the_documents():
     assert defaults.max_leave_delay == 0.2
     assert defaults.force_qcc_interval == 20.0
     assert defaults.max_cache_size == 2_097_152
+
+
+def test_parameters_that_are_set_take_the_place_of_the_documents():
+    script = ClientScript(
+        join_interval=2.0,
+        inactivity_timeout=50.0,
+        force_qcc_interval=3.0,
+        max_leave_delay=9.0,
+        max_nack_wait=0.4,
+        max_nack_ranges=2,
+    )
+    assert script.timers.get(ClientTimer.JOIN) == T + 2
+    assert script.timers.get(ClientTimer.INACTIVITY) == T + 50
+    script.regular(T + 1)
+    assert script.timers.get(ClientTimer.FORCE_QCC) == T + 4
+    script.transport.heard(T + 1)
+    assert script.timers.get(ClientTimer.INACTIVITY) == T + 51
+    script.transport.handle_timers(T + 4)
+    assert script.timers.get(ClientTimer.FORCE_QCC) == T + 7
+    script.odata(T + 4, 1, 3, 5, 7, master=ME)
+    assert [nack.ranges for nack in script.sent(Nack)] == [((2, 2), (4, 4))]
+    *_, before, last = nack_times(script, T + 6)
+    assert last - before == pytest.approx(0.4)
+    script.transport._rng = Latest()
+    script.transport.leave(LeaveReason.COMPLETE, T + 6, Departed(Left.COMPLETE))
+    assert script.timers.get(ClientTimer.LEAVE) == T + 15
 
 
 # ---------------------------------------------------------------------- Join state
@@ -135,19 +166,21 @@ def test_nack_that_brings_nothing_is_repeated_ever_less_often_and_at_last_every_
 def test_join_state_ignores_everything_but_joinack(packet):
     script = ClientScript()
     script.sent()
-    deadline = script.timers.next_deadline()
+    due = deadlines(script)
     assert script.receive(packet, T + 0.1) is DropReason.STATE
     assert script.transport.state is ClientState.JOIN
     assert (script.sent(), script.events()) == ([], [])
     assert script.data.first == 0
-    assert script.timers.next_deadline() == deadline
+    assert deadlines(script) == due
 
 
 def test_join_state_ignores_data():
     script = ClientScript()
     script.sent()
+    due = deadlines(script)
     assert script.odata(T + 0.1, 1, 2, 3) == [(DropReason.STATE, 3)]
     assert (script.sent(), script.events(), script.data.first) == ([], [], 0)
+    assert deadlines(script) == due
 
 
 def test_joinack_is_answered_with_an_empty_qcr_that_echoes_its_sender_time():
@@ -208,6 +241,23 @@ def test_second_joinack_means_that_the_qcr_was_lost(client):
     assert client.timers.get(ClientTimer.FORCE_QCC) == T + 20.5
 
 
+def test_repeated_joinack_of_the_same_client_changes_nothing_that_waits_or_is_missing(client):
+    client.receive(Spm(50, OTHER, 100, 300, 1, 5, 0), T)
+    client.odata(T, 5, 9, master=OTHER)
+    client.receive(poll(60), T)
+    client.receive(Qcc(70, 500), T, sender_time=4712)
+    waiting = (ClientTimer.NACK, ClientTimer.QCC, ClientTimer.POLL)
+    due, missing = [client.timers.get(timer) for timer in waiting], list(client.data.missing)
+    assert client.receive(JoinAck(ME, 100, 300, 0, ms(T)), T) is None
+    assert [client.timers.get(timer) for timer in waiting] == due
+    assert client.transport.data is client.data
+    assert (list(client.data.missing), client.data.highest, client.data.master) == (missing, 9, OTHER)
+    assert client.receive(poll(60), T) is DropReason.STALE
+    client.sent()
+    client.transport.handle_timers(T + 0.5)
+    assert {type(packet) for packet in client.sent()} == {Nack, Qcr, PollAck}
+
+
 def test_qcr_to_a_repeated_joinack_reports_nothing_though_data_came(client):
     client.odata(T, 1, 2, 9)
     client.sent()
@@ -238,9 +288,11 @@ def test_joinack_that_echoes_no_join_of_ours_is_not_for_us(wrong):
     script = ClientScript()
     script.transport.handle_timers(T + 0.5)
     script.sent()
+    due = deadlines(script)
     assert script.receive(JoinAck(ME, 0, 0, 0, wrong), T + 0.5) is DropReason.NOT_FOR_US
     assert script.transport.state is ClientState.JOIN
     assert script.sent() == []
+    assert deadlines(script) == due
 
 
 @pytest.mark.parametrize("at", [T + 0.001, T + 0.25, T + 0.999])
@@ -522,6 +574,28 @@ def test_poll_without_a_query_inside_is_refused_and_not_answered(client, payload
     assert client.sent(PollAck) == []
 
 
+def test_client_that_has_everything_goes_on_in_the_session_until_it_leaves():
+    """While it stores, others need it: the window of the master, the round of everybody."""
+    script = ClientScript(total_blocks=2).regular()
+    script.odata(T, (1, 1), (2, 2), master=ME)
+    assert script.application.complete
+    script.sent()
+    assert script.odata(T, (5, 1), master=ME) == []
+    script.spm(T, 1, master=ME, trail=1, lead=6)
+    script.receive(poll(1, 0), T)
+    script.receive(Qcc(1, 0), T)
+    script.transport.handle_timers(T)
+    sent = script.sent()
+    assert [(ack.odata_seq_no, ack.hi_odata_seq_no) for ack in sent if isinstance(ack, Ack)] == [(2, 5)] * 2
+    assert [nack.ranges for nack in sent if isinstance(nack, Nack)] == [((3, 4),)]
+    assert [answer.qcc_seq_no for answer in sent if isinstance(answer, Qcr)] == [1]
+    assert [decode(answer.app_data).ranges for answer in sent if isinstance(answer, PollAck)] == [()]
+    script.odata(T, (3, 1), (4, 2), (6, 2), master=ME, rdata=True)
+    assert [ack.odata_seq_no for ack in script.sent(Ack)] == [3, 5, 6]
+    script.transport.handle_timers(T + 20)
+    assert [report.qcc_seq_no for report in script.sent(Qcr)] == [0]
+
+
 # ---------------------------------------------------------------------- QCC, and QCR unasked
 
 
@@ -679,9 +753,22 @@ def test_master_acknowledges_an_spm_before_any_data(client):
     assert client.sent() == [Ack(ME, 0, 31, 0, 0)]
 
 
-def test_who_is_not_the_master_does_not_acknowledge(client):
-    client.spm(T, 1, master=OTHER, trail=1, lead=4)
-    client.odata(T, 5, 6, master=OTHER)
+@pytest.mark.parametrize("master", [OTHER, 0], ids=["another is", "nobody is"])
+def test_who_is_not_the_master_does_not_acknowledge(client, master):
+    client.spm(T, 1, master=master, trail=1, lead=4)
+    client.odata(T, 5, 6, master=master)
+    client.odata(T, 6, 5, master=master)
+    client.odata(T, 4, master=master, rdata=True)
+    assert client.sent(Ack) == []
+
+
+def test_who_was_the_master_does_not_acknowledge_any_more(client):
+    client.odata(T, 1, 2, master=ME)
+    client.spm(T, 1, master=ME, trail=1, lead=2)
+    assert len(client.sent(Ack)) == 3
+    client.spm(T, 2, master=OTHER, trail=1, lead=2)
+    client.odata(T, 3, master=OTHER)
+    client.spm(T, 3, master=OTHER, trail=1, lead=3)
     assert client.sent(Ack) == []
 
 
@@ -722,6 +809,14 @@ def test_spm_alone_shows_the_loss_of_the_tail_which_is_asked_for_before_the_ack(
     assert isinstance(acknowledged, Ack)
 
 
+def test_spm_shows_a_loss_to_a_client_whose_cache_is_full():
+    script = ClientScript(max_cache_size=23).regular()
+    script.odata(T, 1, master=ME)
+    script.sent()
+    script.spm(T, 1, master=ME, trail=1, lead=4)
+    assert [nack.ranges for nack in script.sent(Nack)] == [((2, 4),)]
+
+
 def test_master_acknowledges_every_packet_without_fw_lead(client):
     client.odata(T, 1, 2, 3, master=ME, times=[11, 12, 13])
     assert [(ack.odata_seq_no, ack.server_time) for ack in client.sent(Ack)] == [(1, 11), (2, 12), (3, 13)]
@@ -730,6 +825,15 @@ def test_master_acknowledges_every_packet_without_fw_lead(client):
 def test_fw_lead_below_the_packet_excuses_it_from_an_ack(client):
     client.odata(T, 1, 2, 3, master=ME, leads=[0, 0, 3], times=[11, 12, 13])
     assert [(ack.odata_seq_no, ack.server_time) for ack in client.sent(Ack)] == [(3, 13)]
+
+
+def test_batch_of_which_no_packet_wants_an_ack_gets_none(client):
+    client.odata(T, 1, 2, 5, master=ME, leads=[0, 1, 4])
+    client.odata(T, 6, 7, 9, master=ME, leads=[5, 5, 5])
+    client.odata(T, 3, 8, master=ME, leads=[0, 0], rdata=True)
+    client.odata(T, 2, 1, master=ME, leads=[0, 0])
+    assert client.sent(Ack) == []
+    assert list(client.data.missing) == [(4, 4)]
 
 
 def test_fw_lead_above_the_packet_wants_an_ack(client):
@@ -784,6 +888,8 @@ def test_lost_packets_are_asked_for_though_the_cache_refused_what_came():
     script = ClientScript(max_cache_size=30).regular()
     script.odata(T, 1, 4, master=ME)
     assert [nack.ranges for nack in script.sent(Nack)] == [(), ((2, 3),)]
+    script.odata(T, 5, master=ME)
+    assert [nack.ranges for nack in script.sent(Nack)] == [()]
 
 
 def test_repair_of_somebody_elses_loss_shows_the_master_its_own(client):
@@ -924,6 +1030,36 @@ def test_nack_names_what_is_missing_when_it_is_sent(client):
     assert client.sent(Nack)[0].ranges == ((2, 2), (4, 4))
 
 
+def test_nack_of_others_than_the_master_may_wait_as_long_as_the_longer_back_off(client):
+    client.transport._rng = Latest()
+    client.spm(T, 1, master=OTHER, low=100, high=300)
+    client.odata(T, 1, 3, master=OTHER)
+    assert client.timers.get(ClientTimer.NACK) == pytest.approx(T + 0.3)
+
+
+@pytest.mark.parametrize("was_master", [True, False])
+def test_who_is_not_the_master_draws_every_wait_from_both_back_offs(client, was_master):
+    client.transport._rng = Latest()
+    client.spm(T, 1, master=ME if was_master else OTHER, low=100, high=300, trail=1, lead=1)
+    client.odata(T, 1, 3, master=ME if was_master else OTHER)
+    now = nack_times(client, T + 0.65)[-1]
+    client.spm(now, 2, master=OTHER, low=100, high=300, trail=1, lead=3)
+    first, second, third = nack_times(client, now + 0.95)
+    assert (second - first, third - second) == pytest.approx((0.3, 0.3))
+
+
+def test_losses_that_one_nack_cannot_hold_are_asked_for_when_the_others_are_repaired(client):
+    client.odata(T, *range(1, 802, 2), master=ME)
+    asked = set()
+    while client.data.missing:
+        client.transport.handle_timers(client.timers.get(ClientTimer.NACK))
+        ranges = client.sent(Nack)[-1].ranges
+        assert len(ranges) == 80
+        asked |= set(ranges)
+        client.odata(T + 1, *[first for first, _ in ranges], master=ME, rdata=True)
+    assert asked == {(seq, seq) for seq in range(2, 801, 2)}
+
+
 def test_packets_and_losses_that_follow_do_not_change_when_the_first_loss_is_asked_for(client):
     client.spm(T, 1, master=OTHER, low=1, high=1000)
     client.odata(T, 1, 3, master=OTHER)
@@ -1001,9 +1137,9 @@ def test_one_nack_holds_at_most_80_ranges_and_the_lowest(client):
     assert ranges[-1] == (160, 160)
 
 
-@pytest.mark.parametrize("master", [ME, OTHER])
-def test_back_off_of_zero_is_a_millisecond(client, master):
-    client.spm(T, 1, master=master, low=0, high=0)
+@pytest.mark.parametrize(("master", "high"), [(ME, 0), (ME, 100), (OTHER, 0)])
+def test_back_off_of_zero_is_a_millisecond(client, master, high):
+    client.spm(T, 1, master=master, low=0, high=high)
     client.odata(T, 1, 3, master=master)
     for _ in range(3):
         due = client.timers.get(ClientTimer.NACK)
@@ -1035,6 +1171,115 @@ def test_ncf_changes_nothing(client):
     assert client.receive(Ncf(((2, 2),)), T + 0.01) is None
     assert client.timers.get(ClientTimer.NACK) == due
     assert list(client.data.missing) == [(2, 2)]
+
+
+# ---------------------------------------------------------------------- what leaves the rest alone
+
+
+LATER = T + 1
+
+
+@pytest.fixture
+def busy():
+    """Everything waits: answers to POLL and QCC, a NACK, the next report; the cache is full."""
+    script = ClientScript(max_cache_size=50).regular()
+    script.spm(T, 10, master=OTHER, low=100, high=300, trail=1, lead=0)
+    script.odata(T, 1, 5, 6, master=OTHER)
+    script.receive(poll(10, 5000), T)
+    script.receive(Qcc(10, 5000), T)
+    script.sent()
+    script.events()
+    return script
+
+
+@pytest.mark.parametrize(
+    ("act", "touched"),
+    [
+        (lambda busy: busy.spm(LATER, 11, master=OTHER, low=1, high=2, trail=1, lead=6), set()),
+        (lambda busy: busy.spm(LATER, 9, master=ME, trail=1, lead=6), set()),
+        (lambda busy: busy.receive(Ncf(((2, 4),)), LATER), set()),
+        (lambda busy: busy.receive(Qcc(11, 3000), LATER), {ClientTimer.QCC}),
+        (lambda busy: busy.receive(Qcc(9, 3000), LATER), set()),
+        (lambda busy: busy.receive(poll(11, 3000), LATER), {ClientTimer.POLL}),
+        (lambda busy: busy.receive(poll(9, 3000), LATER), set()),
+        (lambda busy: busy.receive(Poll(11, 0, b"junk"), LATER), set()),
+        (lambda busy: busy.receive(Kick(((OTHER, KickReason.FAIL),)), LATER), set()),
+        (lambda busy: busy.receive(Demote(9, bytes(4), 1, bytes(4), 1, (OTHER,)), LATER), set()),
+        (lambda busy: busy.receive(JoinAck(9, 0, 0, 0, ms(T) - 1), LATER), set()),
+        (lambda busy: busy.odata(LATER, 5, 1, master=OTHER), set()),
+        (lambda busy: busy.odata(LATER, 5, master=OTHER, rdata=True), set()),
+        (lambda busy: busy.odata(LATER, (7, 0), master=OTHER), set()),
+        (lambda busy: busy.transport._qcc_timer(LATER), {ClientTimer.FORCE_QCC}),
+        (lambda busy: busy.transport._poll_timer(LATER), set()),
+        (lambda busy: busy.transport._nack_timer(LATER), {ClientTimer.NACK}),
+        (lambda busy: busy.transport.cache_done(0), set()),
+    ],
+    ids=[
+        "SPM",
+        "stale SPM",
+        "NCF",
+        "QCC",
+        "stale QCC",
+        "POLL",
+        "stale POLL",
+        "bad POLL",
+        "KICK of another",
+        "DEMOTE of another",
+        "JOINACK of another",
+        "ODATA again",
+        "RDATA again",
+        "bad data",
+        "QCR",
+        "POLLACK",
+        "NACK",
+        "nothing stored",
+    ],
+)
+def test_packet_sets_no_timer_but_its_own_and_counts_nothing_else(busy, act, touched):
+    before, missing = deadlines(busy), list(busy.data.missing)
+    for timer in touched:
+        busy.timers.set(timer, T + 60)
+    act(busy)
+    after = deadlines(busy)
+    assert {timer for timer in before if after[timer] != before[timer]} <= touched
+    assert all(after[timer] != T + 60 for timer in touched)
+    assert list(busy.data.missing) == missing
+    transport = busy.transport
+    assert (transport.state, transport.client_id) == (ClientState.REGULAR, ME)
+    assert (transport.cache_used, transport.refused) == (46, 1)
+    assert (busy.application.blocks.count, busy.events()) == (2, [])
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda client, now: client.receive(poll(1, 0), now),
+        lambda client, now: client.receive(Qcc(1, 0), now),
+        lambda client, now: client.receive(Ncf(((2, 4),)), now),
+        lambda client, now: client.spm(now, 1, master=ME, low=2, high=2, trail=1, lead=5),
+        lambda client, now: client.spm(now, 2, master=OTHER, low=2, high=2, trail=1, lead=5),
+        lambda client, now: client.odata(now, 5, master=OTHER),
+    ],
+    ids=["POLL", "QCC", "NCF", "stale SPM", "SPM", "what is there"],
+)
+def test_only_a_repair_makes_nacks_prompt_again(client, act):
+    client.spm(T, 1, master=OTHER, low=2, high=2, trail=1, lead=1)
+    client.odata(T, 1, 5, master=OTHER)
+    last = nack_times(client, T + 0.5)[-1]
+    act(client, last + 0.001)
+    times = [last, *nack_times(client, last + 0.175)]
+    assert [after - before for before, after in pairwise(times)] == pytest.approx([0.05] * 3)
+
+
+def test_zero_nacks_are_no_nacks_that_brought_nothing():
+    script = ClientScript(max_cache_size=46).regular()
+    script.spm(T, 1, master=OTHER, low=2, high=2, trail=1, lead=1)
+    script.odata(T, 1, 5, master=OTHER)
+    (first,) = nack_times(script, T + 0.003)
+    for seq in range(6, 11):
+        script.odata(first, seq, master=OTHER)
+    assert [nack.ranges for nack in script.sent(Nack)] == [()] * 5
+    assert [round((after - first) * 1000) for after in nack_times(script, T + 0.011)] == [2, 4, 6, 8]
 
 
 # ---------------------------------------------------------------------- blocks and the cache
@@ -1121,6 +1366,12 @@ def test_zero_nack_scales_its_loss_rate():
     assert zero.loss_rate == round(script.data.loss.rate * 10**16) > 10**13
 
 
+def test_batch_with_a_bad_block_before_one_that_the_cache_refuses_gets_its_empty_nack():
+    script = ClientScript(max_cache_size=20).regular()
+    assert script.odata(T, (1, 0), (2, 2)) == [(DropReason.FIELD, 1)]
+    assert [nack.ranges for nack in script.sent(Nack)] == [()]
+
+
 def test_next_batch_is_refused_with_an_empty_nack_of_its_own():
     script = ClientScript(max_cache_size=20).regular()
     script.odata(T, 1)
@@ -1173,6 +1424,7 @@ def test_duplicates_do_not_use_up_the_room_of_new_blocks():
     script = ClientScript(max_cache_size=46, have=[(1, 8)]).regular()
     script.odata(T, *range(1, 11))
     assert arrived(script) == [(8, 9, 2, 46)]
+    assert script.application.duplicates == 8
     assert (script.transport.refused, script.sent(Nack)) == (0, [])
 
 
@@ -1223,13 +1475,15 @@ def test_sequence_numbers_that_wrap_around_are_not_consecutive(client):
 # ---------------------------------------------------------------------- KICK, DEMOTE, LEAVE
 
 
-def test_kick_of_this_client_sends_a_leave_and_ends_the_session(client):
-    kick = Kick(((1, KickReason.FAIL), (ME, KickReason.FALLBACK), (9, KickReason.POLICY_NOT_MET)))
+@pytest.mark.parametrize("reason", KickReason)
+def test_kick_of_this_client_sends_a_leave_and_ends_the_session(client, reason):
+    before, behind = (other for other in KickReason if other is not reason)
+    kick = Kick(((1, before), (ME, reason), (9, behind)))
     assert client.receive(kick, T + 1) is None
     assert client.transport.state is ClientState.LEAVING
     client.transport.handle_timers(T + 1.2)
     assert client.sent() == [Leave(ME, LeaveReason.CANCELLED)]
-    assert client.events() == [Departed(Left.KICKED, KickReason.FALLBACK)]
+    assert client.events() == [Departed(Left.KICKED, reason)]
     assert client.transport.state is ClientState.OVER
 
 
@@ -1468,6 +1722,18 @@ def test_repairs_are_counted_as_what_they_are(client):
     assert arrived(client) == [(1, 4, 1, 23)]
     assert [(ack.odata_seq_no, ack.server_time) for ack in client.sent(Ack)] == [(2, 501)]
     assert client.data.loss.rate == pytest.approx(loss * (1 - 500 / 65536) ** 3)
+
+
+@pytest.mark.parametrize("master", [ME, OTHER])
+def test_repair_that_comes_twice_in_a_batch_is_two_arrivals_of_one_block(client, master):
+    client.odata(T, 1, 2, 6, master=OTHER)
+    client.events()
+    loss = client.data.loss.rate
+    assert client.odata(T, 4, 4, 5, master=master, rdata=True) == []
+    assert client.data.loss.rate == pytest.approx(loss * (1 - 500 / 65536) ** 3)
+    assert sorted(block for _, block, *_ in arrived(client)) == [4, 5]
+    assert client.application.duplicates == 1
+    assert client.transport.cache_used == 5 * 23
 
 
 def test_repairs_that_follow_each_other_in_the_middle_of_a_batch_are_one_event(client):

@@ -162,6 +162,7 @@ def test_repairs_may_have_any_numbers():
 def test_slots_can_be_read_into_and_lie_where_the_layout_says():
     security = ChecksumSecurity()
     slots = SlotBuffer(3, 100, session_id=SESSION, security=security, fw_lead=True)
+    assert (slots.slots, slots.block_len) == (3, 100)
     assert [len(view) for view in slots.payload] == [100, 100, 100]
     assert all(not view.readonly for view in slots.payload)
     assert DataLayout.of(security.data_len).data + 100 + 14 == slots.segment

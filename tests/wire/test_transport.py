@@ -454,6 +454,13 @@ def test_demote_holds_250_clients_and_no_more():
     assert refused(raw(OpCode.DEMOTE, body)) is DropReason.FIELD
 
 
+@pytest.mark.parametrize("make", [lambda data: PollAck(7, 1, data), lambda data: Poll(1, 2, data)])
+@pytest.mark.parametrize("size", [255, 256, 7 + 3 + 64 * 16, 60_000])
+def test_application_data_of_any_length_is_read_whole(make, size):
+    packet = make(bytes(place % 251 for place in range(size)))
+    assert receive(send(packet)) == packet
+
+
 NACK_HEAD = "00000007 0000000000000064 0000000000000000"
 BACKWARDS = "0001 0000000000000002 0000000000000001 0000"
 
