@@ -543,6 +543,8 @@ def test_answer_while_data_goes_out_changes_only_what_is_known_of_the_client():
     record = script.below.clients[1]
     assert (record.progress, record.time_in_session) == (33, 7)
     assert script.application.plan == ((1, 9),)
+    assert script.answer(1, [], T + 5)
+    assert (script.state, len(script.below.polls)) == (ApplicationState.DATA, 1)
     script.application.data_empty(T + 6)
     script.due()
     assert len(script.below.given) == 1

@@ -187,6 +187,23 @@ def test_extra_spms_cannot_jump_over_the_limit(alone):
     assert alone.transport.state is ServerState.QCC
 
 
+def test_nacks_do_not_stand_for_the_acks_of_a_master(pair):
+    while pair.transport.state is ServerState.DATA:
+        due = pair.timers.get(ServerTimer.SPM)
+        for client in (pair.master, pair.others[0]):
+            assert pair.nack(client, [(1, 1)], due - 0.001) is None
+        pair.transport.handle_timers(due)
+        assert due < T + 10
+    assert pair.transport.state is ServerState.QCC
+
+
+def test_back_offs_follow_the_master_whoever_is_farther_away(pair):
+    pair.clients.active[pair.others[0]].rtt = 0.5
+    pair.data.mcrtt = 0.020
+    pair.data._send_spm(T + 2)
+    assert [spm.min_nack_back_off for spm, _ in pair.sent(Spm)] == [40]
+
+
 def test_new_reign_starts_the_count_anew(alone):
     for _ in range(7):
         alone.data._send_spm(T + 2)
@@ -700,12 +717,51 @@ def test_others_nack_is_repaired_too(pair):
     assert pair.data.mc_loss == 0.0
 
 
-def test_others_nack_cuts_the_window_too(pair):
+def test_nack_is_no_report(pair):
+    record = pair.clients.active[pair.others[0]]
+    before = record.last_update
+    pair.nack(pair.others[0], [(1, 1)], T + 3)
+    assert record.last_update == before
+
+
+@pytest.mark.parametrize("gave_up_on", [False, True])
+def test_others_nack_cuts_the_window_and_is_repaired_also_when_it_was_given_up_on(pair, gave_up_on):
     pair.open_window(pair.master, T + 2)
     size = pair.data.window.size
+    pair.clients.active[pair.others[0]].gave_up_on = gave_up_on
     pair.nack(pair.others[0], [(1, 1)], T + 3)
     assert pair.data.master_client_id == pair.master
     assert pair.data.window.size == size * 3 // 4
+    assert pair.repairs() == [1]
+
+
+def test_client_that_loses_everything_takes_over(pair):
+    pair.data.mc_loss = 0.5
+    pair.nack(pair.others[0], [(1, 1)], T + 3, loss=10**16)
+    assert pair.data.master_client_id == pair.others[0]
+    assert pair.data.mc_loss == 1.0
+
+
+def test_repair_that_left_keeps_no_other_packet_of_its_run_back(alone):
+    alone.open_window(alone.master, T + 2)
+    first = alone.data.mc_lead + 1
+    alone.data.take_odata(5, T + 2)
+    alone.data.mcrtt = 0.1
+    for seq in (first, first + 1):
+        alone.nack(alone.master, [(seq, seq)], T + 3)
+        assert alone.repairs(T + 3) == [seq]
+
+
+def test_repairs_are_counted_apart_from_data_when_they_are_taken(alone):
+    alone.open_window(alone.master, T + 2)
+    alone.data.take_odata(5, T + 2)
+    sent, first = alone.data.mc_lead, alone.data.mc_lead - 4
+    alone.nack(alone.master, [(1, 3), (first, first)], T + 3)
+    alone.data.cleanup_timer(T + 4)
+    assert alone.data.trail == first - 1  # the first three are gone meanwhile
+    assert alone.repairs(T + 4) == [first]
+    counters = alone.data.counters
+    assert (counters.data_packets, counters.repair_packets) == (sent, 1)
 
 
 def throughput_pair(loss, *, rtt=0.020, gave_up_on=False):
@@ -1036,7 +1092,9 @@ def test_withdrawn_round_never_ends_and_leaves_nothing_behind(alone):
     alone.open_window(alone.master, T + 2)
     alone.data.take_odata(5, T + 2)
     alone.nack(alone.master, [(1, 3)], T + 3)
+    size = alone.data.window.size
     alone.data.withdraw()
+    assert alone.data.window.size == size
     assert alone.data.given == ()
     assert alone.data.in_flight == 0
     assert alone.repairs() == []
@@ -1234,6 +1292,12 @@ def test_client_behind_a_window_that_losses_made_small_does_not_become_the_maste
     assert narrow.data.master_client_id == narrow.master
 
 
+def test_client_that_says_it_has_more_than_was_sent_does_not_become_the_master(narrow):
+    slow, now = behind_in_steps(narrow)
+    report(narrow, slow, 10_000, now)
+    assert narrow.data.master_client_id == narrow.master
+
+
 def test_master_that_reports_how_far_behind_it_is_stays_where_it_is(narrow):
     _, now = behind_in_steps(narrow)
     report(narrow, narrow.master, 100, now)
@@ -1287,6 +1351,16 @@ def test_master_that_does_not_move_for_a_second_does_not_hold_the_others(narrow)
     narrow.data._set_master(narrow.clients.active[narrow.master])
     report(narrow, slow, 101, now + 1.1)
     assert narrow.data.master_client_id == narrow.master
+
+
+def test_giving_up_on_a_master_drops_no_repair_and_makes_no_other_master(narrow):
+    slow, now = behind_in_steps(narrow)
+    report(narrow, slow, 100, now)
+    narrow.nack(slow, ((101, 102),), now + 0.9, hi=200)
+    narrow.data.cleanup_timer(now + 1.0)
+    assert narrow.clients.active[slow].gave_up_on
+    assert narrow.data.master_client_id == slow
+    assert [seq for seq, _ in narrow.data.take_repairs(9)] == [101, 102]
 
 
 def test_master_that_never_gets_the_last_packet_does_not_hold_the_others_either(narrow):

@@ -119,6 +119,20 @@ def test_repairs_are_named_by_sequence_number_and_block(server):
     assert server.session.take_repairs(64) == [(1, 11)]
 
 
+def test_no_more_is_taken_than_was_asked_for(server):
+    (client,), now = sending(server, 1)
+    server.transport.data.window.size = 50
+    assert server.session.take_odata(7, now) == ODataRun(1, 1, 7, 0)
+    server.hear(Nack(client, 7, 0, ((1, 7),)), 1, now + 1)
+    assert [len(server.session.take_repairs(limit)) for limit in (2, 4, 9)] == [2, 4, 1]
+
+
+def test_round_goes_on_for_people_while_another_master_is_looked_for(server):
+    _, now = sending(server, 1)
+    server.transport.enter_qcc(now)
+    assert server.session.state == "sending"
+
+
 def test_what_leaves_is_what_the_plan_loses(server):
     _, now = sending(server, 1, ranges=((11, 12), (20, 20)))
     assert server.session.plan == (1, ((11, 12), (20, 20)))
@@ -406,6 +420,16 @@ def test_every_client_that_left_with_everything_counts_as_completed(server):
         server.hear(Leave(client_id, LeaveReason.COMPLETE), number, now)
         server.session.take_events()
         assert server.session.completed == number
+
+
+def test_removed_client_that_leaves_with_everything_does_not_count_as_completed(server):
+    (kicked, demoted), now = server.begin(1, 2)
+    server.session.kick(kicked, KickReason.FAIL, now)
+    server.session.demote(demoted, LOWER, now)
+    for number, client_id in ((1, kicked), (2, demoted)):
+        server.hear(Leave(client_id, LeaveReason.COMPLETE), number, now)
+    gone = [event.reason for event in server.session.take_events() if isinstance(event, ClientGone)]
+    assert (gone, server.session.completed) == ([Gone.KICKED, Gone.DEMOTED], 0)
 
 
 def test_session_that_asks_again_later_is_querying_meanwhile(server):

@@ -288,6 +288,13 @@ def test_clients_that_never_confirm_are_all_forgotten_at_once(server):
     assert not server.clients.pending
 
 
+def test_client_that_goes_on_joining_keeps_its_id_however_long_it_does_not_confirm(server):
+    client = server.join(1, T)
+    for second in range(1, 125):
+        server.transport.handle_timers(T + second)
+        assert server.join(1, T + second) == client
+
+
 def test_client_about_to_join_does_not_hold_up_what_is_due_before_its_joinack(server):
     server.data_state(1)
     server.join(2, T + 0.3)
@@ -334,6 +341,17 @@ def test_clients_that_are_removed_leave_their_place_in_a_full_session_to_others(
     server.transport.demote(demoted, LOWER, T)
     ids = [server.activate(number, T) for number in (3, 4)]
     assert list(server.clients.active) == ids
+
+
+def test_full_session_answers_a_client_that_it_knows():
+    server = ServerScript(max_clients=1)
+    waiting = server.join(2, T)
+    client = server.activate(1, T)
+    assert server.join(1, T + 0.1) == client
+    assert server.join(2, T + 0.1) == waiting
+    for due in (T + 0.6, T + 1.1, T + 1.6):
+        server.transport.handle_timers(due)
+    assert not server.clients.pending  # whom it could not admit it forgets like any other
 
 
 def test_clients_that_joined_together_do_not_exceed_the_limit():
@@ -636,6 +654,16 @@ def test_slowest_of_those_who_answered_becomes_the_master(server):
     assert server.data.mcrtt == pytest.approx(0.050)
 
 
+def test_last_of_many_who_answered_becomes_the_master_if_it_is_the_slowest(server):
+    ids = [server.activate(number, T) for number in range(1, 6)]
+    server.transport.enter_qcc(T + 1)
+    seq = server.last_qcc()
+    for place, client in enumerate(ids, 1):
+        server.qcr(client, T + 1 + place / 100, seq=seq, rtt=place / 100)
+    server.transport.handle_timers(server.timers.get(ServerTimer.IN_STATE_QCC))
+    assert server.data.master_client_id == ids[-1]
+
+
 def test_answers_to_the_last_qcc_do_not_count_for_the_next(server):
     client = server.activate(1, T)
     server.qcr(client, T, seq=server.last_qcc())
@@ -849,6 +877,14 @@ def test_master_that_leaves_is_asked_for_again_when_the_others_are_in_doubt(serv
     setattr(server.clients.active[other], doubt, doubt == "gave_up_on")
     server.receive(Leave(master, LeaveReason.COMPLETE), server.where[master], now)
     assert server.transport.state is ServerState.QCC
+
+
+def test_client_that_has_only_confirmed_does_not_take_over_before_it_is_asked(server):
+    (master,), now = server.data_state(1)
+    newcomer = server.activate(2, now)
+    server.receive(Leave(master, LeaveReason.CANCELLED), server.where[master], now)
+    assert server.transport.state is ServerState.QCC
+    assert not server.clients.active[newcomer].qcr_received
 
 
 def test_where_round_trips_are_long_who_answered_longer_ago_may_take_over(server):
@@ -1067,6 +1103,40 @@ def test_kicked_client_may_still_report_and_is_not_dead(server):
     assert server.clients.kicked[client].last_update == T + 50
 
 
+@pytest.mark.parametrize("how", ["kick", "demote"])
+def test_removed_client_is_heard_and_told_until_it_leaves_through_every_state(server, how):
+    (client,), now = server.data_state(1)
+    if how == "kick":
+        server.transport.kick(client, KickReason.FAIL, now)
+    else:
+        server.transport.demote(client, LOWER, now)
+    assert server.transport.state is ServerState.QCC  # nobody is left to be the master
+    server.sent()
+    server.transport.handle_timers(now + 15)
+    assert [packet for packet, _ in server.sent(Kick if how == "kick" else Demote)]
+    assert server.qcr(client, now + 15, app=b"progress") is None
+    assert server.application.named("status") == [("status", client, b"progress")]
+    (record,) = (*server.clients.kicked.values(), *server.clients.demoted.values())
+    assert record.last_update == now + 15
+
+
+@pytest.mark.parametrize("how", ["kick", "demote", "close"])
+def test_silent_removed_client_is_forgotten_in_qcc_state_and_when_closing_too(server, how):
+    (client,), now = server.data_state(1)
+    match how:
+        case "kick":
+            server.transport.kick(client, KickReason.FAIL, now)
+        case "demote":
+            server.transport.demote(client, LOWER, now)
+        case "close":
+            server.transport.close(KickReason.FAIL, now)
+    for _ in range(2):
+        server.transport.handle_timers(server.timers.get(ServerTimer.CLIENT_CLEANUP))
+    assert not server.clients.kicked
+    assert not server.clients.demoted
+    assert [event.reason for event in server.events()] == [Gone.DEAD]
+
+
 def test_kicked_client_that_joins_again_is_told_again_and_stays_removed(server):
     client = server.activate(1, T)
     server.transport.kick(client, KickReason.FAIL, T)
@@ -1191,6 +1261,15 @@ def test_closing_tells_those_who_were_kicked_before_sooner_and_with_their_own_re
     server.transport.handle_timers(due)
     kick = Kick(((one, KickReason.FAIL), (two, KickReason.FALLBACK)))
     assert server.sent(Kick) == [(kick, None), (kick, None)]
+
+
+def test_closing_again_tells_those_who_have_not_left_once_more(server):
+    one, two = server.activate(1, T), server.activate(2, T)
+    server.transport.close(KickReason.FALLBACK, T)
+    server.receive(Leave(one, LeaveReason.CANCELLED), address(1), T + 0.1)
+    server.sent()
+    server.transport.close(KickReason.FAIL, T + 0.1)
+    assert server.sent(Kick) == [(Kick(((two, KickReason.FALLBACK),)), None)]
 
 
 def test_closing_session_whose_clients_never_leave_ends_with_the_inactivity_timer(server):
