@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import stat
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,20 @@ def test_hopeless_target_is_refused_whatever_force_says(
         check_target(f"{tmp_path}/{name}", force)
 
 
+def test_disk_is_taken_with_force_only_and_needs_no_right_to_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    try:
+        os.mknod(disk, stat.S_IFBLK | 0o600, os.makedev(7, 255))
+    except PermissionError:
+        pytest.skip("this user may not make a device node")
+    monkeypatch.setattr(os, "access", lambda *args, **options: False)
+    with pytest.raises(StorageError, match="is a disk; --force"):
+        check_target(disk)
+    check_target(disk, force=True)
+
+
 def test_character_device_is_refused() -> None:
     with pytest.raises(StorageError, match="neither a file nor a disk"):
         check_target("/dev/null", force=True)
@@ -89,13 +104,14 @@ def test_allocated_file_has_its_size_and_blocks(tmp_path: Path) -> None:
         assert (status.st_size, status.st_blocks > 0) == ((1 << 20, True) if done else (0, False))
 
 
-def test_allocation_beyond_the_limit_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [65537, 1 << 33])
+def test_allocation_beyond_the_limit_is_an_error(tmp_path: Path, size: int) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with (tmp_path / "file").open("wb") as file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
         try:
             with pytest.raises(OSError) as caught:
-                allocate(file.fileno(), 65537)
+                allocate(file.fileno(), size)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.errno == errno.EFBIG

@@ -58,7 +58,11 @@ def test_other_systems_report_the_size_itself(monkeypatch):
     assert buffers.set_buffer(Buffered(10_000, doubles=False), socket.SO_RCVBUF, 8000) == 8000
 
 
-def test_warning_names_the_limit_that_helps_and_only_when_capped():
+def test_warning_names_the_buffer_and_the_limit_that_helps_and_only_when_capped():
     assert buffers.buffer_warning(10, 10) is None
-    assert "net.core.rmem_max=33554432" in buffers.buffer_warning(212992, 32 << 20)
-    assert "net.core.wmem_max=4194304" in buffers.buffer_warning(212992, 4 << 20, socket.SO_SNDBUF)
+    receiving = buffers.buffer_warning(212992, 32 << 20)
+    assert "receive buffer at 208 KiB of 32768 KiB" in receiving
+    assert "net.core.rmem_max=33554432" in receiving
+    sending = buffers.buffer_warning(212992, 4 << 20, socket.SO_SNDBUF)
+    assert "send buffer at 208 KiB of 4096 KiB" in sending
+    assert "net.core.wmem_max=4194304" in sending

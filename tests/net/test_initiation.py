@@ -161,6 +161,34 @@ class TestListener:
         assert [local for _, _, local in door.asked] == ["::1"]
         door.listener.close()
 
+    @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
+    async def test_one_port_is_listened_on_for_both_families(self):
+        first = InitiationListener(None, 0, socket.AF_INET)
+        second = InitiationListener(None, first.address[1], socket.AF_INET6)
+        assert (first.address[0], second.address[0]) == ("0.0.0.0", "::")
+        assert first.address[1] == second.address[1]
+        first.close()
+        second.close()
+
+    @pytest.mark.root
+    def test_over_ipv6_both_ends_are_known_with_their_zones_and_the_answer_comes_from_where_was_asked(
+        self, own_network, monkeypatch
+    ):
+        async def asked_at(host):
+            zone = f"%{socket.if_nametoindex('wds0')}" if host.startswith("fe80") else ""
+            async with trio.open_nursery() as nursery:
+                door = Door(nursery, address=None, family=socket.AF_INET6)
+                server = (host + zone, door.port)
+                # Who passes over what comes from elsewhere.
+                assert await request_session(server, host + zone, REQUEST, PATIENCE) == REPLY
+                for request, source, local in door.asked:
+                    assert (request, source[0], local) == (REQUEST, host + zone, host + zone)
+                door.listener.close()
+
+        monkeypatch.setattr(initiation, "_RETRY", 0.05)  # the link may only just come up
+        for host in ("fe80::99", "fd99::1"):
+            own_network(lambda sh, host=host: trio.run(asked_at, host))
+
     @pytest.mark.parametrize(
         ("data", "reason"),
         [

@@ -34,6 +34,8 @@ def test_impossible_burst_is_refused(burst):
 def test_burst_bytes_are_what_the_rate_makes_of_the_burst():
     assert Pacer(1e6, 0.001).burst_bytes == 1000
     assert Pacer(10, 0.001).burst_bytes == 1
+    assert Pacer(1e6, 0.0).burst_bytes == 1
+    assert Pacer(1e6, 0.05).burst_bytes == 50_000
 
 
 @settings(max_examples=50, deadline=None)
@@ -103,13 +105,20 @@ def test_long_pause_earns_no_more_than_one_burst():
     assert sent <= 1.125 * 2000 + 100
 
 
-def test_kernel_accepts_a_rate_or_says_no(sockets):
+def test_kernel_is_given_the_rate_or_says_no(sockets):
     sock = sockets(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-    accepted = [set_kernel_pacing(sock, rate) for rate in (1e6, 20e9, None)]
-    assert all(isinstance(answer, bool) for answer in accepted)
-    if accepted[0]:
-        assert set_kernel_pacing(sock, 123_456)
-        assert sock.getsockopt(socket.SOL_SOCKET, pacing.SO_MAX_PACING_RATE) == 123_456
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, pacing.SO_MAX_PACING_RATE, 1_000_000)
+    except OSError:
+        assert not set_kernel_pacing(sock, 1e6)
+        return
+    for rate, granted in ((123_456, 123_456), (0.5, 1), (1.0, 1)):
+        assert set_kernel_pacing(sock, rate)
+        assert sock.getsockopt(socket.SOL_SOCKET, pacing.SO_MAX_PACING_RATE) == granted
+    assert isinstance(set_kernel_pacing(sock, 20e9), bool)
+    assert set_kernel_pacing(sock, None)
+    # All ones in as many bytes as this kernel has for a rate: anything less is a limit.
+    assert set(sock.getsockopt(socket.SOL_SOCKET, pacing.SO_MAX_PACING_RATE, 8)) == {0xFF}
 
 
 def test_kernel_pacing_is_no_where_there_is_none(monkeypatch, sockets):

@@ -97,10 +97,14 @@ class TestGroups:
         assert SessionPlaces(group, None).take_group(family) == group
 
     @pytest.mark.parametrize(
-        ("group", "families", "instead"), [("ff15::1", {V4}, "239.192"), ("239.192.0.1", {V6}, "ff15:")]
+        ("group", "mine", "families", "theirs", "instead"),
+        [("ff15::1", "IPv6", {V4}, "IPv4", "239.192"), ("239.192.0.1", "IPv4", {V6}, "IPv6", "ff15:")],
     )
-    def test_a_group_of_a_family_that_is_not_listened_on_is_refused(self, group, families, instead):
-        with pytest.raises(UsageError, match=f"{instead}.*--group.*--interface"):
+    def test_a_group_of_a_family_that_is_not_listened_on_is_refused(
+        self, group, mine, families, theirs, instead
+    ):
+        why = f"{group} is {mine} and the server listens on {theirs} only"
+        with pytest.raises(UsageError, match=f"{why}.*{instead}.*--group.*--interface.* {mine} "):
             SessionPlaces(group, None).check_group(families)
 
     @pytest.mark.parametrize("group", [None, "ff15::1", "239.192.0.1"])
@@ -122,6 +126,10 @@ class TestGroups:
 
 
 class TestPorts:
+    @pytest.mark.parametrize("ports", [(1, 65535), (5000, 5000)])
+    def test_the_widest_and_the_narrowest_range_are_taken(self, ports):
+        assert SessionPlaces(None, ports)
+
     @pytest.mark.parametrize("ports", [(0, 10), (10, 9), (1, 65536), (-5, 5)])
     def test_what_is_no_range_is_refused(self, ports):
         with pytest.raises(UsageError, match="range of UDP ports"):
@@ -129,10 +137,10 @@ class TestPorts:
 
     def test_without_a_range_the_system_chooses(self):
         places = SessionPlaces(None, None)
-        opened = places.open_socket(places.locate(HOST, False), 1)
-        with opened.sock:
-            assert opened.address[0] == HOST
-            assert opened.address[1] > 0
+        first, second = [places.open_socket(places.locate(HOST, False), 1) for _ in range(2)]
+        with first.sock, second.sock:
+            assert first.address[0] == HOST
+            assert 0 != first.address[1] != second.address[1] != 0
 
     def test_a_range_is_used_up_from_its_low_end_and_then_said_to_be(self):
         low = free_ports(3)

@@ -11,11 +11,12 @@ from loopback import HOST, PATIENCE, Client, Events, Player, image, until
 from trio.testing import wait_all_tasks_blocked
 
 from wdstransport.content.sources import MemorySource
-from wdstransport.errors import SourceChangedError, TransportError, UsageError
+from wdstransport.errors import ContentError, SourceChangedError, TransportError, UsageError
 from wdstransport.net import serving
+from wdstransport.net.pacing import SO_MAX_PACING_RATE
 from wdstransport.net.places import SessionPlaces
 from wdstransport.net.served_client import ClientRecords
-from wdstransport.net.serving import SessionSettings, open_session
+from wdstransport.net.serving import SessionSettings, check_rate, open_session
 from wdstransport.observe.events import ClientJoined, ClientLeft, SendingStarted, SessionEnded
 from wdstransport.protocol.loss import scaled_loss
 from wdstransport.wire.application import ProgressReport, encode
@@ -91,8 +92,8 @@ class Running:
         self.players = []
         nursery.start_soon(served.run)
 
-    async def player(self):
-        client = Client()
+    async def player(self, security=SecurityMode.CHECKSUM):
+        client = Client(security)
         client.offer = self.served.offer()
         client.session_id = client.offer.session_id
         player = Player(client)
@@ -152,7 +153,7 @@ class TestOpening:
         discard(given)
 
     @pytest.mark.parametrize("security", [SecurityMode.CHECKSUM, SecurityMode.NONE])
-    async def test_the_largest_block_fits_a_datagram_and_a_larger_one_is_refused(self, security):
+    async def test_the_largest_block_fits_a_datagram_and_a_larger_one_is_refused(self, run, security):
         largest = None
         for size in range(65_300, 65_600):
             try:
@@ -164,6 +165,11 @@ class TestOpening:
         assert largest is not None
         with pytest.raises(UsageError, match="--block-size"):
             Site(block_size=largest + 1, security=security).open()
+        running = run(Site(block_size=largest, security=security).open(image(largest)))
+        player = await running.player(security)
+        await until(lambda: player.complete)
+        assert player.data == image(largest)
+        await player.leave()
 
     async def test_no_socket_is_left_when_there_is_no_group(self):
         site = Site()
@@ -178,6 +184,17 @@ class TestOpening:
         with _no_socket_leaks(), pytest.raises(UsageError):
             site.open()
         assert site.places.take_group(socket.AF_INET) == SessionPlaces(None, None).take_group(socket.AF_INET)
+
+    @pytest.mark.parametrize("rate", [1.0, 1e12, None])
+    def test_a_rate_that_can_be_is_taken(self, rate):
+        check_rate(rate)
+
+    @pytest.mark.parametrize("rate", [125_000.0, None])
+    async def test_its_packets_are_spaced_by_the_kernel_only_at_a_rate(self, rate):
+        served = Site(rate=rate).open()
+        given = served.driver._sock.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, 8)
+        assert int.from_bytes(given, "little") == rate or (rate is None and set(given) == {0xFF})
+        discard(served)
 
     @pytest.mark.parametrize("ttl", [-1, 256])
     async def test_a_ttl_that_cannot_be_is_refused(self, ttl):
@@ -329,6 +346,39 @@ class TestRunning:
         # The third to ask makes the first two forgotten.
         assert counted == [1, 2, 2, 3, 3, 4]
 
+    async def test_of_clients_that_have_not_confirmed_only_the_first_are_listed(self, site, run, monkeypatch):
+        monkeypatch.setattr(serving, "_PENDING_LISTED", 2)
+        running = run(site.open())
+        await running.player()
+        await site.events.wait(ClientJoined)
+        askers = []
+        for _ in range(3):
+            asker = Client()
+            asker.offer = running.served.offer()
+            asker.session_id = 77
+            await asker.join()
+            askers.append(asker)
+        listed = {client.client_id: client.state for client in running.served.statistics().clients}
+        assert [listed.get(asker.client_id) for asker in askers] == ["pending", "pending", None]
+        assert len(listed) == 3
+        for asker in askers:
+            asker.close()
+
+    async def test_a_snapshot_says_how_fast_data_and_repairs_left_since_the_eighth_before(
+        self, site, mock_clock
+    ):
+        served = site.open()
+        rates = []
+        for data, repairs in [(0, 0), (600, 400), *[(0, 0)] * 8]:
+            served.driver.data_bytes += data
+            served.driver.repair_bytes += repairs
+            rates.append(served.statistics().bytes_per_second)
+            mock_clock.jump(2.0)
+        assert rates[:3] == [0.0, 500.0, 250.0]
+        assert rates[7] > 0
+        assert rates[-1] == 0.0
+        discard(served)
+
     async def test_two_snapshots_at_the_same_moment_are_no_division_by_zero(self, site, run, autojump_clock):
         served = site.open()
         assert served.statistics().bytes_per_second == served.statistics().bytes_per_second == 0.0
@@ -391,6 +441,42 @@ class TestEnding:
         await player.leave(LeaveReason.CANCELLED)
         await running.ended()
         assert [(event.reason, event.error) for event in site.events.of(SessionEnded)] == [("closed", None)]
+
+    async def test_a_session_whose_content_could_not_be_read_takes_no_more_clients(self, site, run):
+        served = site.open(image(20_000))
+
+        def fail(views, offset):
+            raise ContentError("the disk fails")
+
+        served.driver.source.read_into = fail
+        running = run(served)
+        player = await running.player()
+        await until(lambda: served.driver.error)
+        assert not await served.is_current()
+        await player.leave(LeaveReason.CANCELLED)
+        await running.ended()
+        assert site.events.of(SessionEnded)[0].error == "the disk fails"
+
+    async def test_who_cancels_a_session_is_told_of_no_client(self, site, nursery):
+        served = site.open(image(20_000))
+        scope = trio.CancelScope()
+
+        async def run():
+            with scope:
+                await served.run()
+
+        nursery.start_soon(run)
+        client = Client()
+        client.offer = served.offer()
+        client.session_id = 77
+        await client.join()
+        await client.confirm()
+        await site.events.wait(ClientJoined)
+        scope.cancel()
+        await site.events.wait(SessionEnded)
+        assert site.events.of(ClientLeft) == []
+        assert not site.records.connected
+        client.close()
 
     async def test_a_session_that_ends_while_its_content_is_looked_at_takes_no_more_clients(self, site, run):
         running = run(site.open())

@@ -200,3 +200,12 @@ async def test_runs_of_one_batch_land_at_their_places_and_neighbours_are_one_wri
         await test.stored(2)
         assert bytes(test.sink.data) == test.data
         assert test.sink.writes == [(0, 4), (7 * BLOCK, 2), (4 * BLOCK, 3)]
+
+
+async def test_a_writer_that_was_given_nothing_writes_nothing():
+    async with Writing(b"") as test:
+        for _ in range(3):
+            assert test.writer.collect() is None
+        test.writer.hand_over()
+    assert test.writer.collect() is None
+    assert test.sink.writes == []

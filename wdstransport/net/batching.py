@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 from collections import Counter
 
 from wdstransport.errors import UsageError
@@ -51,8 +50,6 @@ __all__ = [
     "probe_merging",
     "probe_segmentation",
 ]
-
-_SO_MEMINFO = 55  # include/uapi/asm-generic/socket.h; nine 32-bit numbers, the last one counts drops
 
 SEGMENT_LIMIT = 64
 """Datagrams per call: what every kernel with UDP_SEGMENT accepts (newer ones accept 128)."""
@@ -202,14 +199,6 @@ class BatchReader:
             host, port, _, scope = raw
             endpoint = self._endpoints[raw] = (f"{host}%{scope}" if scope else host, port)
         return endpoint
-
-    def kernel_drops(self) -> int | None:
-        """Datagrams the kernel dropped for want of room in the socket's buffer; None if it does not tell."""
-        try:
-            values = self._sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 9 * 4)
-        except OSError:
-            return None
-        return int(struct.unpack("=9I", values)[8]) if len(values) == 9 * 4 else None
 
     def close(self) -> None:
         """Let go of the current slab; batches that were handed out stay valid. The socket stays open."""
