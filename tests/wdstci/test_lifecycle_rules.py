@@ -296,15 +296,29 @@ def test_wait_for_completion_is_true_only_after_session_complete_has_returned(co
     assert consumer.ended.is_set()
 
 
-@pytest.mark.parametrize("where", ["in_start", "in_contents", "in_complete"])
-def test_wait_for_completion_from_a_callback_of_its_own_session_is_refused(consume, refused, where):
+@pytest.mark.parametrize(
+    ("where", "state"), [("in_start", "running"), ("in_contents", "running"), ("in_complete", "complete")]
+)
+def test_wait_for_completion_from_a_callback_of_its_own_session_is_refused(consume, where, state):
     def waiting(consumer, *arguments):
-        with refused(w.ERROR_POSSIBLE_DEADLOCK, "WaitForCompletion"):
+        with pytest.raises(w.WdsTransportClientError, match=rf"session \d+ is {state}") as caught:
             w.WaitForCompletion(consumer.handle)
+        assert caught.value.winerror == w.ERROR_POSSIBLE_DEADLOCK
+        assert str(caught.value).startswith("WaitForCompletion:")
         if where == "in_contents":
             consumer.take(*arguments)
 
     consume(**{where: waiting}).run().assert_whole()
+
+
+@pytest.mark.parametrize(("milliseconds", "seconds"), [(0, 0), (1, 0.001), (1500, 1.5), (w.INFINITE, None)])
+def test_a_timeout_is_milliseconds_or_none_at_all(consume, monkeypatch, milliseconds, seconds):
+    waited = []
+    consumer = consume()
+    with monkeypatch.context() as patch:
+        patch.setattr(consumer.handle._session.done, "wait", waited.append)
+        assert not w.WaitForCompletion(consumer.handle, milliseconds)
+    assert waited == [seconds]
 
 
 def test_wait_for_completion_from_a_callback_of_another_session_waits(consume):
@@ -476,6 +490,18 @@ def test_a_range_outside_the_content_is_invalid_parameter(consume, refused, bad)
     def negotiate(handle, data, info, key):
         with refused(w.ERROR_INVALID_PARAMETER, "NegotiateRequiredDataRange"):
             w.NegotiateRequiredDataRange(handle, key, *bad)
+
+    w.RegisterCallback(consumer.handle, w.WDS_TRANSPORTCLIENT_SESSION_NEGOTIATE, negotiate)
+    consumer.run().assert_whole()
+
+
+@pytest.mark.parametrize("wrong", [None, object(), w.NegotiateKey()], ids=["none", "an object", "a key"])
+def test_a_range_with_another_key_than_the_callbacks_is_an_invalid_handle(consume, refused, wrong):
+    consumer = consume()
+
+    def negotiate(handle, data, info, key):
+        with refused(w.ERROR_INVALID_HANDLE, "NegotiateRequiredDataRange"):
+            w.NegotiateRequiredDataRange(handle, wrong, 0, 1)
 
     w.RegisterCallback(consumer.handle, w.WDS_TRANSPORTCLIENT_SESSION_NEGOTIATE, negotiate)
     consumer.run().assert_whole()
