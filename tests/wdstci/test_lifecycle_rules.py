@@ -1,7 +1,9 @@
 """The rules under the table of calls and states, one by one, in their order."""
 
 import copy
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -541,6 +543,23 @@ def test_a_session_that_is_complete_is_kept_by_its_handle_alone(consume):
     closed = consume()
     w.CloseSession(closed.handle)
     assert runtime.live == set()
+
+
+@pytest.mark.parametrize("how", ["complete", "discarded"])
+def test_a_session_that_is_over_lets_go_of_what_was_its_callers(consume, how):
+    class Data:
+        pass
+
+    consumer = consume(caller_data=Data())
+    handle = consumer.handle
+    watched = [weakref.ref(consumer), weakref.ref(consumer.caller_data)]
+    if how == "complete":
+        consumer.run().assert_whole()
+    else:
+        w.CloseSession(handle)
+    del consumer
+    gc.collect()
+    assert [each() for each in watched] == [None, None]
 
 
 def test_handles_are_opaque_compared_by_identity_and_never_reused(consume):
