@@ -9,6 +9,7 @@ import pytest
 
 import wdstransport
 from wdstransport import wdstci as w
+from wdstransport.handles.delivery import CallbackThread
 from wdstransport.handles.library import LIBRARY
 
 EVERY_FUNCTION = {
@@ -90,6 +91,23 @@ def test_the_last_shutdown_cancels_what_runs_and_waits_for_each_session_complete
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("wdstci")]
 
 
+def test_no_thread_is_left_when_the_last_shutdown_returns(consume, library, gate, monkeypatch):
+    """Not even one that takes its time after its last callback: it ends no sooner than it is waited for."""
+    run, join = CallbackThread.run, CallbackThread.join
+    monkeypatch.setattr(CallbackThread, "run", lambda thread: (run(thread), gate.pass_through()))
+    monkeypatch.setattr(CallbackThread, "join", lambda thread: (gate.open(), join(thread)))
+
+    def in_start(consumer, size):
+        while not consumer.handle._session.cancel_code:
+            pass
+
+    consume(in_start=in_start).start()
+    library.Shutdown()
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("wdstci")]
+    gate.open()
+    assert left == []
+
+
 def test_a_session_can_still_be_completed_while_the_last_shutdown_waits(consume, library, gate, refused):
     codes = []
 
@@ -129,6 +147,19 @@ def test_initialize_during_the_last_shutdown_waits_for_its_end(consume, library,
     shutting.join()
     again.join()
     consume().run().assert_whole()
+
+
+def test_another_shutdown_during_the_last_one_has_nothing_to_undo(consume, library, gate, refused):
+    consumer = consume(in_start=lambda consumer, size: gate.pass_through()).start()
+    gate.wait_entered()
+    shutting = threading.Thread(target=library.Shutdown)
+    shutting.start()
+    while not consumer.handle._session.cancel_code:
+        pass
+    with refused(w.WDSTPC_E_NOT_INITIALIZED, "Shutdown"):
+        library.Shutdown()
+    gate.open()
+    shutting.join()
 
 
 def test_shutdown_while_session_complete_is_called_does_not_change_the_outcome(
