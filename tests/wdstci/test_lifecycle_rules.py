@@ -81,6 +81,8 @@ def test_the_last_shutdown_cancels_what_runs_and_waits_for_each_session_complete
     over = threading.Event()
     shutting = threading.Thread(target=lambda: (library.Shutdown(), over.set()))
     shutting.start()
+    while not all(consumer.handle._session.cancel_code for consumer in consumers):
+        pass  # each is cancelled before any is waited for
     for gate in gates:
         assert not over.is_set()
         gate.open()
