@@ -1,12 +1,15 @@
 """The rules under the table of calls and states, one by one, in their order."""
 
 import copy
+import gc
 import threading
+import weakref
 
 import pytest
 
 import wdstransport
 from wdstransport import wdstci as w
+from wdstransport.handles.delivery import CallbackThread
 from wdstransport.handles.library import LIBRARY
 
 EVERY_FUNCTION = {
@@ -78,6 +81,8 @@ def test_the_last_shutdown_cancels_what_runs_and_waits_for_each_session_complete
     over = threading.Event()
     shutting = threading.Thread(target=lambda: (library.Shutdown(), over.set()))
     shutting.start()
+    while not all(consumer.handle._session.cancel_code for consumer in consumers):
+        pass  # each is cancelled before any is waited for
     for gate in gates:
         assert not over.is_set()
         gate.open()
@@ -86,6 +91,23 @@ def test_the_last_shutdown_cancels_what_runs_and_waits_for_each_session_complete
         assert consumer.outcome == w.ERROR_CANCELLED
     assert unstarted.calls == []
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("wdstci")]
+
+
+def test_no_thread_is_left_when_the_last_shutdown_returns(consume, library, gate, monkeypatch):
+    """Not even one that takes its time after its last callback: it ends no sooner than it is waited for."""
+    run, join = CallbackThread.run, CallbackThread.join
+    monkeypatch.setattr(CallbackThread, "run", lambda thread: (run(thread), gate.pass_through()))
+    monkeypatch.setattr(CallbackThread, "join", lambda thread: (gate.open(), join(thread)))
+
+    def in_start(consumer, size):
+        while not consumer.handle._session.cancel_code:
+            pass
+
+    consume(in_start=in_start).start()
+    library.Shutdown()
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("wdstci")]
+    gate.open()
+    assert left == []
 
 
 def test_a_session_can_still_be_completed_while_the_last_shutdown_waits(consume, library, gate, refused):
@@ -127,6 +149,19 @@ def test_initialize_during_the_last_shutdown_waits_for_its_end(consume, library,
     shutting.join()
     again.join()
     consume().run().assert_whole()
+
+
+def test_another_shutdown_during_the_last_one_has_nothing_to_undo(consume, library, gate, refused):
+    consumer = consume(in_start=lambda consumer, size: gate.pass_through()).start()
+    gate.wait_entered()
+    shutting = threading.Thread(target=library.Shutdown)
+    shutting.start()
+    while not consumer.handle._session.cancel_code:
+        pass
+    with refused(w.WDSTPC_E_NOT_INITIALIZED, "Shutdown"):
+        library.Shutdown()
+    gate.open()
+    shutting.join()
 
 
 def test_shutdown_while_session_complete_is_called_does_not_change_the_outcome(
@@ -296,15 +331,29 @@ def test_wait_for_completion_is_true_only_after_session_complete_has_returned(co
     assert consumer.ended.is_set()
 
 
-@pytest.mark.parametrize("where", ["in_start", "in_contents", "in_complete"])
-def test_wait_for_completion_from_a_callback_of_its_own_session_is_refused(consume, refused, where):
+@pytest.mark.parametrize(
+    ("where", "state"), [("in_start", "running"), ("in_contents", "running"), ("in_complete", "complete")]
+)
+def test_wait_for_completion_from_a_callback_of_its_own_session_is_refused(consume, where, state):
     def waiting(consumer, *arguments):
-        with refused(w.ERROR_POSSIBLE_DEADLOCK, "WaitForCompletion"):
+        with pytest.raises(w.WdsTransportClientError, match=rf"session \d+ is {state}") as caught:
             w.WaitForCompletion(consumer.handle)
+        assert caught.value.winerror == w.ERROR_POSSIBLE_DEADLOCK
+        assert str(caught.value).startswith("WaitForCompletion:")
         if where == "in_contents":
             consumer.take(*arguments)
 
     consume(**{where: waiting}).run().assert_whole()
+
+
+@pytest.mark.parametrize(("milliseconds", "seconds"), [(0, 0), (1, 0.001), (1500, 1.5), (w.INFINITE, None)])
+def test_a_timeout_is_milliseconds_or_none_at_all(consume, monkeypatch, milliseconds, seconds):
+    waited = []
+    consumer = consume()
+    with monkeypatch.context() as patch:
+        patch.setattr(consumer.handle._session.done, "wait", waited.append)
+        assert not w.WaitForCompletion(consumer.handle, milliseconds)
+    assert waited == [seconds]
 
 
 def test_wait_for_completion_from_a_callback_of_another_session_waits(consume):
@@ -481,6 +530,18 @@ def test_a_range_outside_the_content_is_invalid_parameter(consume, refused, bad)
     consumer.run().assert_whole()
 
 
+@pytest.mark.parametrize("wrong", [None, object(), w.NegotiateKey()], ids=["none", "an object", "a key"])
+def test_a_range_with_another_key_than_the_callbacks_is_an_invalid_handle(consume, refused, wrong):
+    consumer = consume()
+
+    def negotiate(handle, data, info, key):
+        with refused(w.ERROR_INVALID_HANDLE, "NegotiateRequiredDataRange"):
+            w.NegotiateRequiredDataRange(handle, wrong, 0, 1)
+
+    w.RegisterCallback(consumer.handle, w.WDS_TRANSPORTCLIENT_SESSION_NEGOTIATE, negotiate)
+    consumer.run().assert_whole()
+
+
 def test_ranges_are_refused_outside_of_session_negotiate(consume, refused):
     keys = []
 
@@ -515,6 +576,23 @@ def test_a_session_that_is_complete_is_kept_by_its_handle_alone(consume):
     closed = consume()
     w.CloseSession(closed.handle)
     assert runtime.live == set()
+
+
+@pytest.mark.parametrize("how", ["complete", "discarded"])
+def test_a_session_that_is_over_lets_go_of_what_was_its_callers(consume, how):
+    class Data:
+        pass
+
+    consumer = consume(caller_data=Data())
+    handle = consumer.handle
+    watched = [weakref.ref(consumer), weakref.ref(consumer.caller_data)]
+    if how == "complete":
+        consumer.run().assert_whole()
+    else:
+        w.CloseSession(handle)
+    del consumer
+    gc.collect()
+    assert [each() for each in watched] == [None, None]
 
 
 def test_handles_are_opaque_compared_by_identity_and_never_reused(consume):
