@@ -1169,6 +1169,25 @@ def test_client_that_confirms_gives_back_every_join_ack_it_took():
     assert server.transport._join_acks.left(T) == 10
 
 
+def test_client_that_makes_way_for_a_younger_one_gives_no_join_ack_back():
+    server = ServerScript(join_acks_unanswered=10, max_pending_clients=1)
+    server.join(1, T)
+    server.join(2, T)
+    assert server.transport._join_acks.left(T) == 8
+
+
+def test_clients_that_never_confirm_give_no_join_ack_back_when_they_are_forgotten():
+    server = ServerScript(join_acks_unanswered=20)
+    for number in range(1, 13):
+        server.join(number, T)
+    server.transport.handle_timers(T + 0.5)
+    server.transport.handle_timers(T + 1.0)
+    before = server.transport._join_acks.left(T + 1.5)
+    server.transport.handle_timers(T + 1.5)
+    assert not server.clients.pending
+    assert server.transport._join_acks.left(T + 1.5) == before < 20
+
+
 def test_join_ack_that_was_not_sent_is_not_given_back():
     server = ServerScript(join_acks_unanswered=2)
     waiting = [server.join(1, T), server.join(2, T)]
