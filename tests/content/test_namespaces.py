@@ -127,6 +127,7 @@ def test_link_that_stays_inside_is_followed(
     "target",
     [
         "../secret.wim",
+        "../boot.wim",
         "win/../../secret.wim",
         "{root}/../secret.wim",
         "{root}/../images/boot.wim",
@@ -237,6 +238,9 @@ def test_open_leaks_no_descriptor(images: DirectoryNamespace, root: Path) -> Non
     for name in ("link", "win/eleven", "win/eleven/none"):
         with pytest.raises(ContentNotFoundError):
             images.open(name)
+    (root / "inside").symlink_to("boot.wim")
+    assert ("inside", 4) in images.contents()
+    FilesNamespace("images", [root / "boot.wim", root / "win" / "install.wim"]).open("boot.wim").close()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
