@@ -518,6 +518,16 @@ def test_negotiated_ranges_bring_only_the_blocks_that_touch_them(
         assert consumer.data[offset : offset + size] == consumer.content[offset : offset + size]
 
 
+@pytest.mark.parametrize("content", ["empty", "small"])
+def test_a_session_that_needs_no_block_is_complete_without_joining(consume, monkeypatch, content):
+    """Content of no bytes, and content of which nothing is required (deviation 46)."""
+    monkeypatch.setattr("wdstransport.handles.transfer.open_sockets", None)
+    consumer = consume(content)
+    if content == "small":
+        negotiating(consumer, (0, 0))
+    assert consumer.run().outcome == w.ERROR_SUCCESS
+
+
 @pytest.mark.parametrize("bad", [(-1, 5), (4999, 2), (5001, 0), (0, -1), ("0", 1), (0, None)])
 def test_a_range_outside_the_content_is_invalid_parameter(consume, refused, bad):
     consumer = consume()
