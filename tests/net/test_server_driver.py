@@ -677,7 +677,9 @@ class TestAttackers:
         await until(lambda: player.of(Spm))
         for number in (2**64 - 1, 10**6):
             await player.client.say(Ack(player.client.client_id, number, 1, number, 0))
-        await until(lambda: test.session.dropped["stale"] == 2)
+        # On a busy machine five SPMs without an answer come first: then it is not the master any more.
+        dropped = test.session.dropped
+        await until(lambda: dropped["stale"] + dropped["state"] == 2)
         player.acknowledges = True
         await until(lambda: player.complete)
 
