@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 import trio
 import trio.testing
+from loopback import needs_ipv6
 
 import wdstransport
 from wdstransport import (
@@ -71,18 +72,6 @@ async def receive(server, target, **settings):
         return await wdstransport.receive(
             "big.img", target, server="127.0.0.1", interface="127.0.0.1", port=server.port, **settings
         )
-
-
-def has_ipv6():
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 
 
 @contextmanager

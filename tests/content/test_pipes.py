@@ -113,23 +113,20 @@ def test_early_stretch_that_a_later_block_covers_and_passes_is_not_passed_on_aga
     sink.finish()
 
 
-def test_early_block_that_overlaps_the_end_of_an_earlier_one_keeps_its_beginning(
-    pipe: tuple[int, int],
+@pytest.mark.parametrize(
+    "early",
+    [
+        [(2, b"cdef"), (4, b"efgh")],
+        [(2, b"cd"), (6, b"gh"), (3, b"defg")],
+    ],
+    ids=["its beginning", "the end of the second that it joins"],
+)
+def test_early_block_that_overlaps_others_keeps_what_they_have_beyond_it(
+    pipe: tuple[int, int], early: list[tuple[int, bytes]]
 ) -> None:
     sink = prepared(pipe[1], 10)
-    sink.write(views(b"cdef"), 2)
-    sink.write(views(b"efgh"), 4)
-    sink.write(views(b"ab"), 0)
-    assert os.read(pipe[0], 100) == b"abcdefgh"
-    sink.finish()
-
-
-def test_block_that_joins_two_early_stretches_keeps_the_end_of_the_second(pipe: tuple[int, int]) -> None:
-    sink = prepared(pipe[1], 10)
-    sink.write(views(b"cd"), 2)
-    sink.write(views(b"gh"), 6)
-    sink.write(views(b"defg"), 3)
-    sink.write(views(b"ab"), 0)
+    for offset, block in [*early, (0, b"ab")]:
+        sink.write(views(block), offset)
     assert os.read(pipe[0], 100) == b"abcdefgh"
     sink.finish()
 

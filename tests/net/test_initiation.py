@@ -8,7 +8,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loopback import HOST, PATIENCE, until
+from loopback import HOST, PATIENCE, needs_ipv6, until
 from trio.testing import wait_all_tasks_blocked
 
 from wdstransport.errors import TransportError, UsageError
@@ -24,15 +24,6 @@ def udp(host=HOST, family=socket.AF_INET):
     sock = trio.socket.socket(family, socket.SOCK_DGRAM)
     sock._sock.bind((host, 0))
     return sock
-
-
-def has_ipv6():
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
 
 
 class TestRequestLimiter:
@@ -150,7 +141,7 @@ class TestListener:
         assert [local for _, _, local in everywhere.asked] == ["127.0.0.1", "127.0.0.2"]
         everywhere.listener.close()
 
-    @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
+    @needs_ipv6
     async def test_ipv6_works_the_same(self, nursery):
         door = Door(nursery, "::1", socket.AF_INET6)
         with udp("::1", socket.AF_INET6) as sock, trio.fail_after(PATIENCE):
@@ -161,7 +152,7 @@ class TestListener:
         assert [local for _, _, local in door.asked] == ["::1"]
         door.listener.close()
 
-    @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
+    @needs_ipv6
     async def test_one_port_is_listened_on_for_both_families(self):
         first = InitiationListener(None, 0, socket.AF_INET)
         second = InitiationListener(None, first.address[1], socket.AF_INET6)

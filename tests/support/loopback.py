@@ -5,6 +5,7 @@ import socket
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import pytest
 import trio
 
 import wdstransport
@@ -16,6 +17,18 @@ HOST = "127.0.0.1"
 SEED = 20261120
 PATIENCE = 60
 """Seconds until a test that waits for what never comes fails; no test measures time."""
+
+
+def _has_ipv6():
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6 loopback")
 
 
 def image(size, seed=SEED):

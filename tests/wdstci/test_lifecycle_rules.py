@@ -29,6 +29,21 @@ EVERY_FUNCTION = {
 }
 
 
+@pytest.fixture
+def begin_shutdown(library, gate):
+    """Calls Shutdown in a thread once a session's callback is at the gate; the session is cancelled then."""
+
+    def begin(consumer):
+        gate.wait_entered()
+        shutting = threading.Thread(target=library.Shutdown)
+        shutting.start()
+        while not consumer.handle._session.cancel_code:
+            pass
+        return shutting
+
+    return begin
+
+
 # ------------------------------------------------------------- Before Initialize, and after Shutdown
 
 
@@ -110,7 +125,9 @@ def test_no_thread_is_left_when_the_last_shutdown_returns(consume, library, gate
     assert left == []
 
 
-def test_a_session_can_still_be_completed_while_the_last_shutdown_waits(consume, library, gate, refused):
+def test_a_session_can_still_be_completed_while_the_last_shutdown_waits(
+    consume, library, gate, begin_shutdown, refused
+):
     codes = []
 
     def in_contents(consumer, view, size, offset):
@@ -123,24 +140,16 @@ def test_a_session_can_still_be_completed_while_the_last_shutdown_waits(consume,
         codes.append(w.QueryStatus(consumer.handle))
 
     consumer = consume(in_contents=in_contents).start()
-    gate.wait_entered()
-    shutting = threading.Thread(target=library.Shutdown)
-    shutting.start()
-    while not consumer.handle._session.cancel_code:
-        pass
+    shutting = begin_shutdown(consumer)
     gate.open()
     shutting.join()
     assert codes == [(w.WDS_TRANSPORTCLIENT_STATUS_IN_PROGRESS, 0)]
     assert consumer.outcome == w.ERROR_CANCELLED
 
 
-def test_initialize_during_the_last_shutdown_waits_for_its_end(consume, library, gate):
+def test_initialize_during_the_last_shutdown_waits_for_its_end(consume, library, gate, begin_shutdown):
     consumer = consume(in_start=lambda consumer, size: gate.pass_through()).start()
-    gate.wait_entered()
-    shutting = threading.Thread(target=library.Shutdown)
-    shutting.start()
-    while not consumer.handle._session.cancel_code:
-        pass
+    shutting = begin_shutdown(consumer)
     again = threading.Thread(target=library.Initialize)
     again.start()
     while not LIBRARY._changed._waiters:
@@ -151,13 +160,11 @@ def test_initialize_during_the_last_shutdown_waits_for_its_end(consume, library,
     consume().run().assert_whole()
 
 
-def test_another_shutdown_during_the_last_one_has_nothing_to_undo(consume, library, gate, refused):
+def test_another_shutdown_during_the_last_one_has_nothing_to_undo(
+    consume, library, gate, begin_shutdown, refused
+):
     consumer = consume(in_start=lambda consumer, size: gate.pass_through()).start()
-    gate.wait_entered()
-    shutting = threading.Thread(target=library.Shutdown)
-    shutting.start()
-    while not consumer.handle._session.cancel_code:
-        pass
+    shutting = begin_shutdown(consumer)
     with refused(w.WDSTPC_E_NOT_INITIALIZED, "Shutdown"):
         library.Shutdown()
     gate.open()
