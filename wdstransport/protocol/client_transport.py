@@ -113,7 +113,7 @@ class ClientTransport:
         self._nack_repeats = 0
         self._last_nacked = (0, 0)
         self._weak_until = now
-        self._rejoins = 0
+        self._rejoin_wait = parameters.join_interval
         self._arrived: list[BlockRun] = []
         self.timers.set(ClientTimer.INACTIVITY, now + parameters.inactivity_timeout)
         self._send_join(now)
@@ -207,16 +207,15 @@ class ClientTransport:
         interval = self.parameters.rejoin_interval
         if strongly:
             self._weak_until = now + 6 * interval
-            self._rejoins = 0
+            self._rejoin_wait = self.parameters.join_interval
         self.timers.set(ClientTimer.REJOIN, min(now + interval, max(now, self._weak_until)))
 
     def _rejoin_timer(self, now: float) -> None:
         self.outbox.put(self._join)
         # This JOIN or its answer may be lost, too: the next one comes as soon as at the beginning, but ever
         # less often for a server that is gone. Until it is answered, SPM must not put it off.
-        wait = self.parameters.join_interval * 2 ** min(self._rejoins, 16)
-        self._weak_until = now + min(wait, self.parameters.rejoin_interval)
-        self._rejoins += 1
+        self._weak_until = now + min(self._rejoin_wait, self.parameters.rejoin_interval)
+        self._rejoin_wait *= 2
         self.timers.set(ClientTimer.REJOIN, self._weak_until)
 
     def _on_spm(self, packet: Spm, sender_time: int, now: float) -> DropReason | None:
