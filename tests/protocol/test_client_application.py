@@ -152,10 +152,11 @@ def test_progress_is_of_the_whole_content_however_near_the_horizon_is():
     assert decode(client.missing_packet(50.0)).progress == 40
 
 
-def test_blocks_that_are_here_are_no_news_and_count_as_duplicates():
+def test_repairs_of_blocks_that_are_here_are_duplicates_and_the_others_are_here_from_now_on():
     client = application(have=[(5, 8)])
-    assert client.news([4, 5, 8, 9]) == [0, 3]
-    assert client.duplicates == 2
+    assert client.repairs([4, 5, 8, 9, 4]) == [0, 3]
+    assert client.duplicates == 3
+    assert decode(client.missing_packet(50.0)).ranges == ((1, 3), (10, 100))
 
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 10)), max_size=20))

@@ -241,9 +241,10 @@ def test_repairs_are_as_many_arrivals_as_packets_and_fill_their_holes(data):
     run(data, 1)
     run(data, 9)
     rate = data.loss.rate
-    data.on_repairs([3, 1, 7, 3], trail=2, master=6)
-    assert data.loss.rate == pytest.approx(rate * (1 - WEIGHT) ** 4)
-    assert (list(data.missing), data.master) == ([(2, 2), (4, 6), (8, 8)], 6)
+    assert data.on_repairs([3, 1, 7, 3, 2], trail=2, master=6) == [1, 1, 1, 1, 3]
+    assert data.loss.rate == pytest.approx(rate * (1 - WEIGHT) ** 5)
+    assert (list(data.missing), data.master) == ([(4, 6), (8, 8)], 6)
+    assert data.on_repairs([8, 6, 5, 4], trail=9, master=6) == [9, 9, 9, 9]
 
 
 # ---------------------------------------------------------------------- against the transcription

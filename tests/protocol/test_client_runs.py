@@ -1,5 +1,6 @@
 """What a batch says, against what its packets say one by one."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,10 +29,10 @@ def batch(packets, *, rdata, other=OTHER):
     )
 
 
-def without_its_first(found):
-    """The records of a batch whose first datagram failed its checksum."""
+def without(row, found):
+    """The records of a batch of which one datagram failed its checksum."""
     for name in ("rows", "header", "odata_seq_no", "block_number", "fw_lead"):
-        setattr(found, name, getattr(found, name)[1:])
+        setattr(found, name, np.delete(getattr(found, name), row))
     return found
 
 
@@ -49,6 +50,26 @@ def test_runs_hold_every_packet_once_in_order_and_are_what_they_claim(packets, r
         here = range(run.start, run.start + run.rows)
         assert wanted == [row for row in here if packets[row][3] >= packets[row][0]]
     assert rows == list(range(len(packets)))
+
+
+@pytest.mark.parametrize(
+    ("places", "runs"),
+    [
+        ([], []),
+        ([0], [(0, 1, 4)]),
+        ([0, 1, 2, 3, 4, 5], [(0, 2, 4), (2, 3, 1), (5, 1, 9)]),
+        ([1, 2, 4], [(1, 1, 5), (2, 1, 1), (4, 1, 3)]),
+    ],
+)
+def test_repairs_of_neighbouring_blocks_in_neighbouring_rows_are_one_run(places, runs):
+    packets = [(10 + row, block, 0, 0, True) for row, block in enumerate([4, 5, 1, 2, 3, 9])]
+    repairs = repairs_of(batch(packets, rdata=True))
+    assert [tuple(run) for run in repairs.runs(places)] == runs
+
+
+def test_repairs_that_lost_a_row_between_them_are_two_runs():
+    found = without(1, batch([(10, 4, 0, 0, True), (11, 7, 0, 0, True), (12, 5, 0, 0, True)], rdata=True))
+    assert [tuple(run) for run in repairs_of(found).runs([0, 1])] == [(0, 1, 4), (2, 1, 5)]
 
 
 def test_run_has_the_trail_of_its_last_packet():
@@ -152,16 +173,16 @@ def test_row_that_is_left_out_of_a_batch_makes_it_no_stretch():
 
 
 def test_stretch_of_a_batch_whose_first_row_is_left_out_begins_in_the_second():
-    found = without_its_first(batch([(seq, seq, 0, 0, True) for seq in (1, 2, 4)], rdata=False))
+    found = without(0, batch([(seq, seq, 0, 0, True) for seq in (1, 2, 4)], rdata=False))
     assert stretch_of(found).runs == [(1, 1, 2), (2, 1, 4)]
 
 
 def test_packets_that_want_an_ack_are_named_by_their_places_among_those_that_are_left():
     packets = [(1, 1, 0, 1, True), (2, 2, 0, 0, True), (4, 4, 0, 4, True)]
-    assert stretch_of(without_its_first(batch(packets, rdata=False))).wanted == [1]
-    repairs = repairs_of(without_its_first(batch(packets, rdata=True)))
+    assert stretch_of(without(0, batch(packets, rdata=False))).wanted == [1]
+    repairs = repairs_of(without(0, batch(packets, rdata=True)))
     assert (repairs.wanted, repairs.rows) == ([1], [1, 2])
-    assert [wanted for _, wanted in runs_of(without_its_first(batch(packets, rdata=False)))] == [[], [1]]
+    assert [wanted for _, wanted in runs_of(without(0, batch(packets, rdata=False)))] == [[], [1]]
 
 
 @pytest.mark.parametrize("other", [ME + 0x100, ME + 0x10000, ME + 0x1000000])

@@ -124,6 +124,29 @@ def test_sets_compare_by_their_numbers_and_cannot_be_hashed():
         hash(RangeSet())
 
 
+@pytest.mark.parametrize(
+    ("number", "left"),
+    [
+        (2, [(3, 6), (9, 9)]),
+        (4, [(2, 3), (5, 6), (9, 9)]),
+        (6, [(2, 5), (9, 9)]),
+        (9, [(2, 6)]),
+        (1, None),
+        (7, None),
+        (10, None),
+    ],
+)
+def test_a_number_is_taken_from_where_it_is_and_nothing_else_with_it(number, left):
+    numbers = RangeSet([(2, 6), (9, 9)])
+    assert numbers.discard(number) == (left is not None)
+    assert list(numbers) == (left or [(2, 6), (9, 9)])
+
+
+def test_the_smallest_number_left_is_told_after_each_that_went():
+    numbers = RangeSet([(2, 3), (9, 9)])
+    assert numbers.discard_each([3, 2, 5, 9], beyond=20) == [2, 9, 9, 20]
+
+
 small = st.integers(0, 40)
 operations = st.one_of(
     st.tuples(st.sampled_from(["add", "add", "remove"]), small, small),
@@ -145,8 +168,11 @@ def test_range_set_behaves_like_a_set_of_numbers(steps):
                 numbers.remove(low, high)
                 model -= set(range(low, high + 1))
             case "each":
-                numbers.remove_each([high, low, low, high + 2])
-                model -= {low, high, high + 2}
+                gone, expected = [high, low, low, high + 2], []
+                for number in gone:
+                    model.discard(number)
+                    expected.append(min(model, default=99))
+                assert numbers.discard_each(gone, beyond=99) == expected
             case "below":
                 numbers.remove_below(low)
                 model = {number for number in model if number >= low}
@@ -276,13 +302,16 @@ def test_within_gives_what_both_hold(ranges, start, end):
     assert inside == runs(sorted(n for n in numbers if start <= n <= end))
 
 
+kinds = st.sampled_from(["run", "ask", "each"])
+
+
 @given(
     st.integers(1, 100).flatmap(
         lambda total: st.tuples(
             st.just(total),
             # A run starts anywhere, or (0) where the last one ended; what is missing is asked now and then.
             st.lists(
-                st.tuples(st.one_of(st.just(0), st.integers(1, total)), st.integers(1, 40), st.booleans()),
+                st.tuples(st.one_of(st.just(0), st.integers(1, total)), st.integers(1, 40), kinds),
                 max_size=12,
             ),
             st.integers(1, 8),
@@ -298,25 +327,29 @@ def test_block_map_behaves_like_a_list_of_truth_values(case):
         patch.setattr(module, "_CHUNK", chunk)
         patch.setattr(module, "_HOLES", holes)
         blocks, model, following = BlockMap(total), [False] * (total + 1), 1
-        for first, count, ask in [*steps, (1, 1, True)]:
+        for first, count, step in [*steps, (1, 1, "ask")]:
             first = first or following
             count = min(count, total - first + 1)
             if count < 1:
                 continue
             following = first + count
             fresh = [block for block in range(first, first + count) if not model[block]]
-            expected = [(start, end - start + 1) for start, end in runs(fresh)]
-            assert blocks.add(first, count) == expected
+            if step == "each":
+                singles = [*range(first, first + count, 2), *reversed(range(first, first + count))]
+                places = blocks.add_each(singles)
+                assert sorted(singles[place] for place in places) == fresh
+                assert [singles[place] for place in places] == list(
+                    dict.fromkeys(block for block in singles if not model[block])
+                )
+            else:
+                expected = [(start, end - start + 1) for start, end in runs(fresh)]
+                assert blocks.add(first, count) == expected
             for block in fresh:
                 model[block] = True
             assert blocks.count == sum(model)
             assert blocks.complete == all(model[1:])
             assert [block in blocks for block in range(1, total + 1)] == model[1:]
-            backwards = range(total, 0, -1)
-            assert [backwards[place] for place in blocks.absent(backwards)] == [
-                block for block in backwards if not model[block]
-            ]
-            if ask:
+            if step == "ask":
                 missing = runs(block for block in range(1, total + 1) if not model[block])
                 assert list(blocks.missing(limit)) == missing[:limit]
                 assert list(blocks.missing(total)) == missing

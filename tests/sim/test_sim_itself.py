@@ -176,7 +176,7 @@ def test_packets_that_are_kept_for_ever_are_noticed(monkeypatch):
 
 def test_ranges_that_nobody_repairs_any_more_are_noticed(monkeypatch):
     monkeypatch.setattr(RangeSet, "remove_below", lambda self, number: None)
-    monkeypatch.setattr(RangeSet, "remove_each", lambda self, numbers: None)
+    monkeypatch.setattr(RangeSet, "discard", lambda self, number: False)
     sim = Simulation(1, size=8 * MEGABYTE, rate=2.5e6, loss=0.02)
     sim.clients(sim.server(min_clients=2), 2)
     with pytest.raises(SimulationFailure, match=r"seed 1.*(client \d keeps \d+ ranges|asked for)"):

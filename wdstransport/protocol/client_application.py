@@ -83,11 +83,15 @@ class ClientApplication:
         """
         return last <= self.horizon and self.blocks.append(first, last, absent)
 
-    def news(self, blocks: list[int]) -> list[int]:
-        """Places in the list of blocks that came and are not here yet; the others count as duplicates."""
-        places = self.blocks.absent(blocks)
-        self.duplicates += len(blocks) - len(places)
-        return places
+    def repairs(self, blocks: Sequence[int]) -> list[int]:
+        """DATA Trigger for single blocks, none of them beyond the horizon (3.2.5.1).
+
+        Returns:
+            The places in `blocks` of those that were missing; the rest are duplicates.
+        """
+        fresh = self.blocks.add_each(blocks)
+        self.duplicates += len(blocks) - len(fresh)
+        return fresh
 
     def fitting(self, first: int, count: int, room: int) -> tuple[int, int]:
         """How much of a run to take when the cache has room for `room` more blocks; duplicates need none.

@@ -184,13 +184,13 @@ class ClientData:
         """
         return 0 < self.first <= lowest and highest <= min(self.highest, self.lead)
 
-    def on_repairs(self, numbers: list[int], *, trail: int, master: int) -> None:
-        """Packets for which `repairs_only` holds have come (3.2.5.14), the last with this Trail."""
-        self.head_of_repairs(len(numbers), trail=trail, master=master)
-        self.missing.remove_each(numbers)
+    def on_repairs(self, numbers: Sequence[int], *, trail: int, master: int) -> list[int]:
+        """Packets for which `repairs_only` holds have come in this order (3.2.5.14), with the last's Trail.
 
-    def head_of_repairs(self, count: int, *, trail: int, master: int) -> None:
-        """What of `on_repairs` does not name single packets; the caller fills the holes."""
+        Returns:
+            What `continuous` was after each.
+        """
         self.master = master
-        self.loss.arrived(count)
+        self.loss.arrived(len(numbers))
         self._update_start(trail)
+        return [left - 1 for left in self.missing.discard_each(numbers, beyond=self.end + 1)]

@@ -6,10 +6,12 @@ Runs of packets and repairs are told apart with a few array operations, however 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
+from wdstransport.protocol.events import BlockRun
 from wdstransport.wire.batch import DataRecords
 from wdstransport.wire.transport import OpCode
 
@@ -48,6 +50,22 @@ class Repairs(NamedTuple):
     master: int
     span: tuple[int, int]
     content: tuple[int, int]
+
+    def runs(self, places: Iterable[int]) -> list[BlockRun]:
+        """The blocks at some ascending places in the lists, neighbours in one run."""
+        blocks, rows = self.blocks, self.rows
+        runs: list[BlockRun] = []
+        first_row = first_block = next_row = next_block = 0
+        for place in places:
+            row, block = rows[place], blocks[place]
+            if row != next_row or block != next_block:
+                if next_row:
+                    runs.append(BlockRun(first_row, next_row - first_row, first_block))
+                first_row, first_block = row, block
+            next_row, next_block = row + 1, block + 1
+        if next_row:
+            runs.append(BlockRun(first_row, next_row - first_row, first_block))
+        return runs
 
 
 def repairs_of(records: DataRecords) -> Repairs | None:

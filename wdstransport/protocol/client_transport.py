@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from enum import Enum
 
 from wdstransport.protocol.client_application import ClientApplication
@@ -224,7 +225,7 @@ class ClientTransport:
             return DropReason.STALE
         self._counted_in(now, strongly=False)
         self._manage_nack(now)
-        self._acknowledge(self.data.continuous(), sender_time)
+        self._acknowledge([(self.data.continuous(), sender_time)])
         return None
 
     def _on_qcc(self, packet: Qcc, sender_time: int, now: float) -> DropReason | None:
@@ -357,11 +358,11 @@ class ClientTransport:
             return False
         data.on_new(first, last, gaps, trail=trail, master=master)
         if master == self.client_id:
-            reached = data.continuous()
-            for row in wanted:
-                # Continuous as of this packet: earlier gaps hold it back, later packets do not count.
-                upto = min(int(records.odata_seq_no[row]), reached)
-                self._acknowledge(upto, int(records.header["sender_time"][row]))
+            # Continuous as of each packet: earlier gaps hold it back, later packets do not count.
+            reached, sent = data.continuous(), records.header["sender_time"]
+            self._acknowledge(
+                [(min(int(records.odata_seq_no[row]), reached), int(sent[row])) for row in wanted]
+            )
         self.cache_used += size
         self._arrived = [BlockRun(row, count, number + ahead) for row, count, number in runs]
         return True
@@ -376,33 +377,22 @@ class ClientTransport:
         if repairs is None:
             return False
         data, application = self.data, self.application
-        numbers, blocks, rows = repairs.numbers, repairs.blocks, repairs.rows
-        if not data.repairs_only(*repairs.span):
-            return False
         # What lies between two blocks of the content, of a length that is right for both, is right too.
         length, (low, high) = records.block_len, repairs.content
-        if not (application.accepts(low, 1, length) and application.accepts(high, 1, length)):
+        size = len(records) * records.data_len
+        if (
+            not data.repairs_only(*repairs.span)
+            or self.parameters.max_cache_size - self.cache_used < size
+            or high > application.horizon
+            or not (application.accepts(low, 1, length) and application.accepts(high, 1, length))
+        ):
             return False
-        if repairs.master != self.client_id:
-            data.on_repairs(numbers, trail=repairs.trail, master=repairs.master)
-        else:
-            data.head_of_repairs(len(numbers), trail=repairs.trail, master=repairs.master)
-            sent = records.header["sender_time"].tolist()
-            at = 0
-            for row in repairs.wanted:
-                data.missing.remove_each(numbers[at : row + 1])
-                at = row + 1
-                self._acknowledge(data.continuous(), sent[row])
-            data.missing.remove_each(numbers[at:])
-        fresh: list[list[int]] = []  # runs as [first, one behind the last, block]
-        for row in application.news(blocks):
-            last = fresh[-1] if fresh else [0, -1, 0]
-            if last[1] == row and blocks[row] - last[2] == row - last[0] == rows[row] - rows[last[0]]:
-                last[1] = row + 1
-            else:
-                fresh.append([row, row + 1, blocks[row]])
-        for start, stop, block in fresh:
-            self._pass_on(records, start, stop, block)
+        reached = data.on_repairs(repairs.numbers, trail=repairs.trail, master=repairs.master)
+        sent = records.header["sender_time"].tolist()
+        self._acknowledge([(reached[place], sent[place]) for place in repairs.wanted])
+        fresh = application.repairs(repairs.blocks)
+        self.cache_used += len(fresh) * records.data_len
+        self._arrived = repairs.runs(fresh)
         return True
 
     def _on_run(
@@ -434,7 +424,7 @@ class ClientTransport:
                 # Continuous as of this packet: earlier gaps hold it back, later packets do not count.
                 last_one = row == start + count - 1
                 reached = reached_now if last_one else max(before, min(first_seq + row - start, reached_now))
-                self._acknowledge(reached, int(records.header[row]["sender_time"]))
+                self._acknowledge([(reached, int(records.header[row]["sender_time"]))])
         self._pass_on(records, start + ignored, start + count, first_block + ignored)
 
     def _pass_on(self, records: DataRecords, start: int, stop: int, first_block: int) -> None:
@@ -463,12 +453,15 @@ class ClientTransport:
 
     # ------------------------------------------------------------------ ACK and NACK
 
-    def _acknowledge(self, sequence: int, server_time: int) -> None:
-        """3.2.5.11; only the master client acknowledges."""
-        if self.data.master != self.client_id:
+    def _acknowledge(self, received: Iterable[tuple[int, int]]) -> None:
+        """ACKs (3.2.5.11), each for a sequence number and a SenderTime; only the master client sends any."""
+        client_id, highest = self.client_id, self.data.highest
+        if self.data.master != client_id:
             return
         loss = scaled_loss(self.data.loss.rate)
-        self.outbox.put(Ack(self.client_id, sequence, server_time, self.data.highest, loss))
+        self.outbox.packets += [
+            (Ack(client_id, sequence, server_time, highest, loss), None) for sequence, server_time in received
+        ]
 
     def _manage_nack(self, now: float) -> None:
         """3.2.5.12: the master asks at once, the others after a back-off."""

@@ -115,13 +115,36 @@ class RangeSet:
         self._starts[low:high] = starts
         self._ends[low:high] = ends
 
-    def remove_each(self, numbers: Iterable[int]) -> None:
-        """Take single numbers out of the set, few of which are in it."""
+    def discard(self, number: int) -> bool:
+        """Take one number out of the set; whether it was in it."""
         starts, ends = self._starts, self._ends
+        place = bisect_right(starts, number) - 1
+        if place < 0 or number > ends[place]:
+            return False
+        if number == ends[place]:
+            if number == starts[place]:
+                del starts[place], ends[place]
+            else:
+                ends[place] = number - 1
+        elif number == starts[place]:
+            starts[place] = number + 1
+        else:
+            starts.insert(place + 1, number + 1)
+            ends.insert(place, number - 1)
+        return True
+
+    def discard_each(self, numbers: Iterable[int], *, beyond: int) -> list[int]:
+        """Take single numbers out of the set, one after the other.
+
+        Returns:
+            The smallest number that was left after each; `beyond` where none was.
+        """
+        starts, discard = self._starts, self.discard
+        left = []
         for number in numbers:
-            place = bisect_right(starts, number) - 1
-            if place >= 0 and number <= ends[place]:
-                self.remove(number, number)
+            discard(number)
+            left.append(starts[0] if starts else beyond)
+        return left
 
     def remove_below(self, number: int) -> None:
         """Take every number smaller than `number` out of the set."""
@@ -158,19 +181,6 @@ class BlockMap:
         if self._start <= place < self._end:
             return place not in self._holes
         return bool(self._bits[place >> 3] >> (7 - (place & 7)) & 1)
-
-    def absent(self, blocks: Iterable[int]) -> list[int]:
-        """Places, counted from 0, of those of the blocks that are not there."""
-        start, end, holes, bits = self._start, self._end, self._holes, self._bits
-        found = []
-        for place, block in enumerate(blocks):
-            at = block - 1
-            if start <= at < end:
-                if at in holes:
-                    found.append(place)
-            elif not bits[at >> 3] >> (7 - (at & 7)) & 1:
-                found.append(place)
-        return found
 
     @property
     def complete(self) -> bool:
@@ -225,6 +235,33 @@ class BlockMap:
             self._holes.extend(holes)
             self.count -= sum([end - start + 1 for start, end in holes])
         return True
+
+    def add_each(self, blocks: Iterable[int]) -> list[int]:
+        """Mark single blocks as there, in any order: what `add` does for each, at a fraction of the cost.
+
+        Returns:
+            The places in `blocks`, counted from 0, of those that were not there before.
+        """
+        start, end, bits, fill = self._start, self._end, self._bits, self._holes.discard
+        fresh = []
+        for place, block in enumerate(blocks):
+            at = block - 1
+            if at >= end:
+                self.add(block, 1)
+                start, end = self._start, self._end
+            elif at >= start:
+                if not fill(at):
+                    continue
+                self.count += 1
+            else:
+                bit = 0x80 >> (at & 7)
+                byte = int(bits[at >> 3])
+                if byte & bit:
+                    continue
+                bits[at >> 3] = byte | bit
+                self.count += 1
+            fresh.append(place)
+        return fresh
 
     def _fill_holes(self, low: int, high: int) -> list[tuple[int, int]]:
         fresh = [(start + 1, end - start + 1) for start, end in self._holes.within(low, high)]
