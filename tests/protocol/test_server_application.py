@@ -31,7 +31,7 @@ class Below:
     def active_clients(self):
         return len(self.clients)
 
-    def is_active(self, client_id):
+    def is_there(self, client_id):
         return client_id in self.clients
 
     def highest_rtt(self):

@@ -158,7 +158,7 @@ def test_clients_are_listed_with_their_place(server):
     assert server.session.members == 4
 
 
-def test_only_active_clients_count_for_the_application(server):
+def test_who_was_removed_does_not_count_for_the_application_and_who_has_not_confirmed_only_answers(server):
     (master, other), now = server.begin(1, 2)
     kicked, demoted = server.activate(3, now), server.activate(4, now)
     server.hear(Join("pc", bytes(4), b""), 5, now)
@@ -166,13 +166,11 @@ def test_only_active_clients_count_for_the_application(server):
     server.session.demote(demoted, LOWER, now)
     lists = server.transport.clients
     assert server.session.active_clients() == 2
-    assert [
-        client
-        for client in (master, other, kicked, demoted, *lists.pending)
-        if server.session.is_active(client)
-    ] == [master, other]
+    (pending,) = lists.pending
+    there = [each for each in (master, other, kicked, demoted, pending) if server.session.is_there(each)]
+    assert there == [master, other, pending]
     lists.active[other].rtt = 0.5
-    lists.kicked[kicked].rtt = 0.9
+    lists.kicked[kicked].rtt = lists.pending[pending].rtt = 0.9
     assert server.session.highest_rtt() == 0.5
 
 

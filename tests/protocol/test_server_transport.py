@@ -14,6 +14,7 @@ from wdstransport.protocol.server_transport import DemoteTarget, ServerState
 from wdstransport.protocol.timers import ServerTimer
 from wdstransport.wire.options import CAP_MULTISTREAM, Option, capabilities, cpu_util, mem_util, net_util
 from wdstransport.wire.transport import (
+    LOSS_SCALE,
     Ack,
     Demote,
     DropReason,
@@ -945,17 +946,42 @@ def test_pollack_that_the_application_refuses_is_dropped(server):
     ],
     ids=["PollAck", "Ack", "Nack"],
 )
-def test_only_active_clients_are_heard(server, packet):
+def test_strangers_and_clients_that_were_removed_are_not_heard(server, packet):
+    server.data_state(1)
+    server.transport.poll(b"")
+    kicked, demoted = server.activate(3, T + 2), server.activate(4, T + 2)
+    server.transport.kick(kicked, KickReason.FAIL, T + 2)
+    server.clients.demote(server.clients.active[demoted])
+    assert server.receive(packet(kicked), address(3), T + 2) is DropReason.UNKNOWN_CLIENT
+    assert server.receive(packet(demoted), address(4), T + 2) is DropReason.UNKNOWN_CLIENT
+    assert server.receive(packet(12345), address(1), T + 2) is DropReason.UNKNOWN_CLIENT
+    pending = server.join(2, T + 2)
+    assert server.receive(packet(pending), address(1), T + 2) is DropReason.UNKNOWN_CLIENT
+    assert not server.application.named("poll_ack")
+    assert server.sent(Ncf) == []
+
+
+def test_pollack_of_a_client_whose_qcr_was_lost_says_what_it_misses(server):
     server.data_state(1)
     server.transport.poll(b"")
     pending = server.join(2, T + 2)
-    assert server.receive(packet(pending), address(2), T + 2) is DropReason.UNKNOWN_CLIENT
-    kicked = server.activate(3, T + 2)
-    server.transport.kick(kicked, KickReason.FAIL, T + 2)
-    assert server.receive(packet(kicked), address(3), T + 2) is DropReason.UNKNOWN_CLIENT
-    assert server.receive(packet(12345), address(1), T + 2) is DropReason.UNKNOWN_CLIENT
-    assert not server.application.named("poll_ack")
-    assert server.sent(Ncf) == []
+    assert server.receive(PollAck(pending, 1, b"x"), address(2), T + 2) is None
+    assert server.application.named("poll_ack") == [("poll_ack", pending, b"x")]
+    assert pending not in server.clients.active
+
+
+def test_nack_of_a_client_whose_qcr_was_lost_is_answered_but_does_not_make_it_the_master(server):
+    (master,), _ = server.data_state(1)
+    pending = server.join(2, T + 2)
+    server.data.give([(1, 9)])
+    server.data.take_odata(9, T + 2)
+    lead = server.data.mc_lead
+    assert server.receive(Nack(pending, lead, LOSS_SCALE // 2, ((1, 1),)), address(2), T + 3) is None
+    assert server.sent(Ncf) == [(Ncf(((1, 1),)), None)]
+    assert server.data.take_repairs(9) == [(1, 1)]
+    assert server.data.master_client_id == master
+    assert server.receive(Ack(pending, lead, 0, lead, 0), address(2), T + 3) is DropReason.STATE
+    assert server.data.mc_trail == 0
 
 
 def test_active_client_is_heard_only_from_its_own_address(server):

@@ -95,10 +95,13 @@ class Server(Driver):
 
     def arrived(self, batch: Batch, *, multicast: bool) -> None:
         """A client's datagrams."""
-        active = self.session.transport.clients.at(batch.source)
-        is_member = active is not None and active.client_id in self.session.transport.clients.active
+        clients = self.session.transport.clients
+        speaker = clients.at(batch.source)
+        joined = speaker is not None and (
+            speaker.client_id in clients.active or speaker.client_id in clients.pending
+        )
         for datagram in batch.datagrams():
-            self.monitor.heard(datagram, is_member)
+            self.monitor.heard(datagram, joined)
         refused = self.session.dropped.total()
         self.session.receive(batch, self.now())
         if self.session.dropped.total() - refused < -(-len(batch.buffer) // batch.segment):

@@ -77,17 +77,17 @@ class Monitor:
 
     # ------------------------------------------------------------------ what reaches the server
 
-    def heard(self, datagram: memoryview, active: bool) -> None:
-        """A datagram reached the server, from an address that is an active client's or not."""
+    def heard(self, datagram: memoryview, joined: bool) -> None:
+        """A datagram reached the server, from the address of one that joined and was not removed, or not."""
         try:
             op_code, body = body_of(datagram)
             name = NAMES.get(op_code, "other")
             self.received[name] += 1
             self.received_bytes[name] += len(datagram)
             self.peaks[name][int(self._world.now / BIN)] += 1
-            if op_code == _POLLACK and active:
+            if op_code == _POLLACK and joined:
                 self._poll_ack(body)
-            elif op_code == _NACK and active:
+            elif op_code == _NACK and joined:
                 count = int.from_bytes(body[20:22])
                 for index in range(count):
                     start, end = struct.unpack_from(">QQ", body, 22 + 16 * index)

@@ -34,8 +34,8 @@ class TransportTriggers(Protocol):
     def active_clients(self) -> int:
         """How many clients are on the Active Client List."""
 
-    def is_active(self, client_id: int) -> bool:
-        """Whether a client is on it."""
+    def is_there(self, client_id: int) -> bool:
+        """Whether a client is on it, or about to be."""
 
     def highest_rtt(self) -> float:
         """The largest RTT of an active client, seconds."""
@@ -141,15 +141,16 @@ class ServerApplication:
         if self._first_client_at is None:
             self._first_client_at = now
         if self.state is ApplicationState.QUERY:
-            self._answers = {key: value for key, value in self._answers.items() if self._is_active(key)}
+            # Nothing is sent for who is gone (deviation 66).
+            self._answers = {key: value for key, value in self._answers.items() if self._is_there(key)}
         elif self.state is ApplicationState.RESTING:
             self._rest = self._parameters.empty_query_wait
             self._deadline = now
         elif self.state is ApplicationState.IDLE:
             self._start(now)
 
-    def _is_active(self, client_id: int) -> bool:
-        return self._below.is_active(client_id)
+    def _is_there(self, client_id: int) -> bool:
+        return self._below.is_there(client_id)
 
     def _start(self, now: float) -> None:
         """AutoCast starts with the first client, ScheduledCast with MinimumClients or after a wait."""

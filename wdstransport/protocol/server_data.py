@@ -160,7 +160,7 @@ class DataState:
         self._waiting_for_empty = bool(self._given)
 
     def withdraw(self) -> None:
-        """Drop what was given and not sent, and what was sent and not acknowledged: nobody wants it."""
+        """Drop what was given and not sent, or not acknowledged: nobody wants it (deviation 66)."""
         self._given.clear()
         self._repairs.clear()
         self._leaving.clear()
@@ -232,7 +232,7 @@ class DataState:
 
     # ------------------------------------------------------------------ answers in
 
-    def on_ack(self, packet: Ack, now: float) -> DropReason | None:
+    def on_ack(self, packet: Ack, record: ClientRecord, now: float) -> DropReason | None:
         """3.1.5.9.5; nothing in QCC state (deviation 47), where there is no master."""
         if packet.client_id != self.master_client_id:
             return DropReason.STATE
@@ -244,10 +244,8 @@ class DataState:
         self.counters.acks += 1
         self._spm_count = 0
         rtt = self._transport.round_trip(packet.server_time, now)
-        record = self._transport.clients.active[packet.client_id]
         if rtt is not None:
-            self.mcrtt = max(0.001, rtt)
-            record.rtt = rtt
+            self.mcrtt = max(0.001, rtt)  # deviation 29
         self.mc_loss = record.loss = unscaled_loss(packet.loss_rate)
         record.hi_odata_seq_no = packet.hi_odata_seq_no
         self.window.acknowledged(packet.odata_seq_no - self.mc_trail)
@@ -267,9 +265,7 @@ class DataState:
         client.hi_odata_seq_no = packet.hi_odata_seq_no
         if client.client_id == self.master_client_id:
             self.mc_loss = client.loss
-        elif not client.gave_up_on and throughput(max(0.001, client.rtt), client.loss) < 0.75 * throughput(
-            self.mcrtt, self.mc_loss
-        ):
+        elif self._is_slower(client):
             self._set_master(client)
             has = packet.ranges[0][0] - 1 if packet.ranges else packet.hi_odata_seq_no
             self._follow(has, now)
@@ -282,6 +278,13 @@ class DataState:
             self._transport.outbox.put(Ncf(known[start : start + _NCF_RANGES]))
         client.nack_work.spend(self._queue_repairs(packet.ranges, now), now)
         return None
+
+    def _is_slower(self, client: ClientRecord) -> bool:
+        """Whether an active client's throughput is less than 75 % of the master's (3.1.5.9.6.1)."""
+        if client.gave_up_on or client.client_id not in self._transport.clients.active:
+            return False
+        ours = throughput(max(0.001, client.rtt), client.loss)  # deviation 29
+        return ours < 0.75 * throughput(self.mcrtt, self.mc_loss)
 
     def on_report(self, client: ClientRecord, now: float) -> None:
         """A QCR tells how far a client is: one that falls behind becomes the master (deviation 55).

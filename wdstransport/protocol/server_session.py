@@ -89,9 +89,10 @@ class ServerSession:
         """How many clients are on the Active Client List."""
         return len(self.transport.clients.active)
 
-    def is_active(self, client_id: int) -> bool:
-        """Whether a client is on the Active Client List."""
-        return client_id in self.transport.clients.active
+    def is_there(self, client_id: int) -> bool:
+        """Whether a client is on the Active Client List, or about to be."""
+        clients = self.transport.clients
+        return client_id in clients.active or client_id in clients.pending
 
     def highest_rtt(self) -> float:
         """The largest RTT of an active client, seconds."""

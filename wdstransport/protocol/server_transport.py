@@ -131,7 +131,7 @@ class ServerTransport:
         """
         match packet:
             case Ack():
-                reason = self._from_member(packet.client_id, source) or self.data.on_ack(packet, now)
+                reason = self._on_ack(packet, source, now)
             case Nack():
                 reason = self._on_nack(packet, source, now)
             case Qcr():
@@ -148,10 +148,14 @@ class ServerTransport:
             self.timers.set(ServerTimer.INACTIVITY, now + self.parameters.inactivity_timeout)
         return reason
 
-    def _from_member(self, client_id: int, source: Address) -> DropReason | None:
-        """A packet counts only from the address and port that joined as its ClientId (deviation 63)."""
+    def _speaker(self, client_id: int, source: Address) -> ClientRecord | None:
+        """Whose ACK, NACK or POLLACK it is: one that joined from there and was not removed (deviation 63).
+
+        It may not have confirmed yet: while its QCR is on its way again, it already misses what others do.
+        """
         record = self.clients.speaking(client_id, source)
-        return None if record is not None and client_id in self.clients.active else DropReason.UNKNOWN_CLIENT
+        there = client_id in self.clients.active or client_id in self.clients.pending
+        return record if there else None
 
     def _on_join(self, packet: Join, sender_time: int, source: Address, now: float) -> DropReason | None:
         """3.1.5.2; one record for an address and port (deviation 24)."""
@@ -284,7 +288,7 @@ class ServerTransport:
         return rtt if 0 <= rtt < _LONGEST_RTT else None
 
     def _on_leave(self, packet: Leave, source: Address, now: float) -> DropReason | None:
-        """3.1.5.3."""
+        """3.1.5.3, from any list (deviation 67)."""
         record = self.clients.speaking(packet.client_id, source)
         if record is None:
             return DropReason.UNKNOWN_CLIENT
@@ -321,19 +325,20 @@ class ServerTransport:
 
     def _on_poll_ack(self, packet: PollAck, source: Address, now: float) -> DropReason | None:
         """3.1.5.5."""
-        reason = self._from_member(packet.client_id, source)
-        if reason is not None:
-            return reason
+        record = self._speaker(packet.client_id, source)
+        if record is None:
+            return DropReason.UNKNOWN_CLIENT
         if packet.poll_seq_no != self._next_poll_seq_no - 1:
             return DropReason.STALE
-        record = self.clients.active[packet.client_id]
         return None if self.application.poll_ack(record, packet.app_data, now) else DropReason.FIELD
 
+    def _on_ack(self, packet: Ack, source: Address, now: float) -> DropReason | None:
+        record = self._speaker(packet.client_id, source)
+        return DropReason.UNKNOWN_CLIENT if record is None else self.data.on_ack(packet, record, now)
+
     def _on_nack(self, packet: Nack, source: Address, now: float) -> DropReason | None:
-        reason = self._from_member(packet.client_id, source)
-        if reason is not None:
-            return reason
-        return self.data.on_nack(packet, self.clients.active[packet.client_id], now)
+        record = self._speaker(packet.client_id, source)
+        return DropReason.UNKNOWN_CLIENT if record is None else self.data.on_nack(packet, record, now)
 
     # ------------------------------------------------------------------ triggers from above
 
