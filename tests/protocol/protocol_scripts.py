@@ -263,12 +263,15 @@ class ClientScript:
 
 
 def records(pairs, *, block_len, trails, masters, leads=None, times=None, rdata=False):
-    """Records of one batch from (sequence number, block number) pairs; without leads, without that option."""
+    """Records of one batch from (sequence number, block number) pairs; without leads, without that option.
+
+    `rdata` says of all, or of each, whether it is a repair.
+    """
     security = NoSecurity()
-    kind = RData if rdata else OData
+    repairs = [rdata] * len(pairs) if isinstance(rdata, bool) else rdata
     datagrams = [
         encode(
-            kind(
+            (RData if repairs[row] else OData)(
                 masters[row],
                 seq,
                 trails[row],

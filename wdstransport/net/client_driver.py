@@ -49,7 +49,8 @@ for packets. It sleeps up to eight where less than `_NAP_WORTH` bytes come in on
 as the time before: a server whose window is still small waits for it. A nap needs a turn that brought
 `_NAP_BYTES` at least, so that nobody's round trip at the start is longer for it, and one that brought no
 more than a `_NAP_SHARE`th of the receive buffer, so that what comes meanwhile has room. A timer that is due
-meanwhile waits for the nap's end: those of the documents are random, or count in tenths of seconds."""
+meanwhile waits for the nap's end, but for the answers to QCC and POLL, which have a time limit: those of the
+documents are random, or count in tenths of seconds."""
 
 
 class Consumer(Protocol):
@@ -244,7 +245,7 @@ class ClientDriver:
             if _NAP_BYTES <= brought <= self.sockets.group.rcvbuf // _NAP_SHARE:
                 wanted = self._nap * min(2.0, _NAP_WORTH / brought)
                 self._nap = min(_LONGEST_NAP, max(_NAP, wanted))
-                await self._waiter.pause(now + self._nap)
+                await self._waiter.pause(min(now + self._nap, self.session.answer_deadline()))
             else:
                 self._nap = _NAP
                 await self._waiter.wait(deadline)

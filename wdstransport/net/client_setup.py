@@ -34,6 +34,7 @@ from wdstransport.wire.transport import fit_client_name
 __all__ = ["MODES", "Offer", "Silence", "demoted_sockets", "find_offer", "new_session", "open_sockets"]
 
 MODES = {"checksum": SecurityMode.CHECKSUM, "none": SecurityMode.NONE}
+"""What both sides may be told; UDP initiation itself knows checksums alone (deviation 71)."""
 _MOST_BLOCKS = 1 << 33
 """More than any image: 11 TB in Ethernet frames, and a gigabyte for one bit a block."""
 _CODES = {

@@ -75,6 +75,10 @@ class ClientApplication:
         self.duplicates += usable - sum(run for _, run in fresh)
         return fresh
 
+    def out_of_reach(self, first: int, count: int) -> int:
+        """How many of some blocks lie beyond the horizon: they come again (deviation 9)."""
+        return max(0, first + count - 1 - max(first - 1, self.horizon))
+
     def stretch(self, first: int, last: int, absent: Sequence[tuple[int, int]]) -> bool:
         """DATA Trigger for blocks `first` to `last` but for the ranges `absent` (3.2.5.1).
 

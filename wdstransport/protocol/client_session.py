@@ -205,6 +205,10 @@ class ClientSession:
         """When to call `handle_timers` next, seconds; infinity when the session is over."""
         return self.transport.timers.next_deadline()
 
+    def answer_deadline(self) -> float:
+        """When an answer to the server's QCC or POLL is due, seconds; infinity where none is."""
+        return self.transport.answer_deadline()
+
     def leave(self, why: Left, now: float) -> None:
         """Terminate Trigger (MS-WDSMT 3.2.5.4.1): LEAVE follows, then `Departed`."""
         reason = {Left.COMPLETE: LeaveReason.COMPLETE, Left.INACTIVE: LeaveReason.INACTIVE}.get(

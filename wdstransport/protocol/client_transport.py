@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable
 from enum import Enum
@@ -54,6 +55,8 @@ _PATIENT_NACKS = 4
 """A server repeats nothing within four round trips (MS-WDSMT 3.1.5.9.6), which are two back-offs: a repair,
 and one more where that is lost, take as many NACKs for the same packet. Only then is silence a sign
 (deviation 57)."""
+_LATENESS = 0.002
+"""Seconds by which an answer's timer is served late as a rule."""
 
 
 class ClientState(Enum):
@@ -74,7 +77,7 @@ class ClientTransport:
         outbox: what is to be sent, all of it to the server's unicast address (2.1).
         events: what happened since the driver last asked.
         cache_used: CurrentAppCacheSize, bytes passed on and not given back by Cache Done.
-        refused: blocks that came while the cache was full.
+        refused: blocks that came while the cache was full, or before their turn in a pipe.
         utilization: options that QCRs carry (2.2.8.4); the driver may set them.
     """
 
@@ -235,8 +238,20 @@ class ClientTransport:
         self._last_qcc_seq_no = packet.qcc_seq_no
         self._last_qcc_time = sender_time
         self._qcc_received_at = now
-        self.timers.set(ClientTimer.QCC, now + self._rng.uniform(0, packet.qcr_back_off / 1000))
+        self.timers.set(ClientTimer.QCC, now + self._answer_wait(packet.qcr_back_off / 1000))
         return None
+
+    def _answer_wait(self, back_off: float) -> float:
+        """Seconds from a query to its answer: random, and within the back-off where the timer is late, too.
+
+        An operating system's clock ticks, and a driver reads before it looks at its timers (deviation 70).
+        """
+        return self._rng.uniform(0, max(back_off / 2, back_off - _LATENESS))
+
+    def answer_deadline(self) -> float:
+        """When the answer to a QCC or a POLL is due, seconds; infinity where none is."""
+        due = [self.timers.get(timer) for timer in (ClientTimer.QCC, ClientTimer.POLL)]
+        return min([deadline for deadline in due if deadline is not None], default=math.inf)
 
     def _qcc_timer(self, now: float) -> None:
         """3.2.5.7.1."""
@@ -267,10 +282,10 @@ class ClientTransport:
         if packet.poll_seq_no <= self._last_poll_seq_no:
             return DropReason.STALE
         if not self.application.is_query(packet.app_data):
-            return DropReason.FIELD
+            return DropReason.FIELD  # deviation 69
         self._last_poll_seq_no = packet.poll_seq_no
         self._counted_in(now)
-        self.timers.set(ClientTimer.POLL, now + self._rng.uniform(0, packet.back_off / 1000))
+        self.timers.set(ClientTimer.POLL, now + self._answer_wait(packet.back_off / 1000))
         return None
 
     def _poll_timer(self, now: float) -> None:
@@ -410,22 +425,31 @@ class ClientTransport:
             # losses. The block is welcome (deviation 50).
             self._pass_on(records, start, start + count, first_block)
             return
-        before = self.data.continuous()
-        ignored = self.data.on_data(first_seq, first_seq + count - 1, trail=trail, master=master)
-        if ignored:
-            dropped.append((DropReason.STALE, ignored))
-            if ignored == count:
-                return
-        if wanted and master == self.client_id:
-            reached_now = self.data.continuous()
-            for row in wanted:
-                if row < start + ignored:
-                    continue
-                # Continuous as of this packet: earlier gaps hold it back, later packets do not count.
-                last_one = row == start + count - 1
-                reached = reached_now if last_one else max(before, min(first_seq + row - start, reached_now))
-                self._acknowledge([(reached, int(records.header[row]["sender_time"]))])
-        self._pass_on(records, start + ignored, start + count, first_block + ignored)
+        # An ACK says what is continuous as of its packet: the run is taken up to each that wants one.
+        stale, end = 0, start + count
+        for row in wanted if master == self.client_id else ():
+            stale += self._on_part(records, run, start, row + 1, acknowledge=True)
+            start = row + 1
+        if start < end:
+            stale += self._on_part(records, run, start, end, acknowledge=False)
+        if stale:
+            dropped.append((DropReason.STALE, stale))
+
+    def _on_part(self, records: DataRecords, run: Run, start: int, stop: int, *, acknowledge: bool) -> int:
+        """Rows `start` to one before `stop` of a run; the last of them wants an ACK, or none does.
+
+        Returns:
+            How many of the first were ignored.
+        """
+        ahead, last = start - run.start, records.header[stop - 1]
+        first, count = run.first_seq + ahead, stop - start
+        trail = int(last["trail_odata_seq_no"])
+        ignored = self.data.on_data(first, first + count - 1, trail=trail, master=run.master)
+        if ignored < count:
+            if acknowledge:
+                self._acknowledge([(self.data.continuous(), int(last["sender_time"]))])
+            self._pass_on(records, start + ignored, stop, run.first_block + ahead + ignored)
+        return ignored
 
     def _pass_on(self, records: DataRecords, start: int, stop: int, first_block: int) -> None:
         """DATA Trigger for what the cache has room for; the rest is refused with a Zero-NACK (3.2.5.13).
@@ -441,6 +465,7 @@ class ClientTransport:
             if refused:
                 self.refused += refused
                 self._send_zero_nack()
+        self.refused += self.application.out_of_reach(first_block, taken)
         # Duplicates are credited at once by never being charged (deviation 10).
         row = int(records.rows[start]) - first_block
         for block, count in self.application.data(first_block, taken):
@@ -523,7 +548,7 @@ class ClientTransport:
                 self._leave_reason, self._after_leave = reason, after
             return
         if self.state is ClientState.JOIN:
-            # No ClientId, so nothing to leave: the server forgets a JOIN that nobody confirms.
+            # No ClientId, so nothing to leave (deviation 68): the server forgets a JOIN that nobody confirms.
             self._end(after)
             return
         self.state = ClientState.LEAVING

@@ -245,7 +245,7 @@ class ServerTransport:
         pending = record.client_id in self.clients.pending
         if pending and len(self.clients.active) >= self.parameters.max_clients:
             return DropReason.STATE
-        # A Status Trigger carries a PROGRESS; the QCR after JOINACK carries nothing (deviation 43).
+        # A Status Trigger carries a PROGRESS; the QCR after JOINACK carries nothing (deviations 43 and 69).
         if packet.app_data and not self.application.status(record, packet.app_data, now):
             return DropReason.FIELD
         if pending:
@@ -330,6 +330,7 @@ class ServerTransport:
             return DropReason.UNKNOWN_CLIENT
         if packet.poll_seq_no != self._next_poll_seq_no - 1:
             return DropReason.STALE
+        # What MS-WDSMA cannot take is dropped whole (deviation 69).
         return None if self.application.poll_ack(record, packet.app_data, now) else DropReason.FIELD
 
     def _on_ack(self, packet: Ack, source: Address, now: float) -> DropReason | None:
