@@ -260,9 +260,14 @@ def test_granted_buffers_are_not_warned_about(server):
 
 
 def test_port_in_use_is_a_usage_error_that_can_be_told_apart(sockets, lo, server):
-    with pytest.raises(UsageError, match="in use") as caught:
-        open_server_socket(LOOPBACK, server.address[1], lo, 1, **SMALL)
+    port = server.address[1]
+    with pytest.raises(UsageError, match=f"port {port} on {LOOPBACK} is in use") as caught:
+        open_server_socket(LOOPBACK, port, lo, 1, **SMALL)
     assert is_port_in_use(caught.value)
+
+
+def test_error_that_the_system_has_not_caused_is_no_port_in_use():
+    assert not is_port_in_use(UsageError("a TTL is 0 to 255, not 256"))
 
 
 def test_port_of_a_group_that_somebody_does_not_share(sockets, lo):
@@ -290,6 +295,15 @@ def test_impossible_ttl_is_refused(lo, ttl):
 def test_impossible_port_is_refused(lo, port):
     with pytest.raises(UsageError, match="port"):
         open_server_socket(LOOPBACK, port, lo, 1, **SMALL)
+
+
+@pytest.mark.parametrize("port", [0, 65535])
+def test_every_port_that_there_is_may_be_given(lo, monkeypatch, port):
+    taken = Refusing(errno.EADDRINUSE)
+    monkeypatch.setattr(multicast, "_new_socket", lambda _: taken)
+    with pytest.raises(UsageError, match=f"port {port} on {LOOPBACK} is in use"):
+        open_server_socket(LOOPBACK, port, lo, 1, **SMALL)
+    assert taken.bound == [(LOOPBACK, port)]
 
 
 @pytest.mark.parametrize("group", ["10.0.0.1", "240.0.0.1", "fd00::1"])
