@@ -17,7 +17,7 @@ from wdstransport.content.sources import MemorySource
 from wdstransport.errors import SourceChangedError
 from wdstransport.net.interfaces import find_interface
 from wdstransport.net.multicast import open_server_socket
-from wdstransport.net.reading import Chunk, RepairSet
+from wdstransport.net.reading import Chunk, ReadAhead, RepairSet
 from wdstransport.net.server_driver import ServerDriver
 from wdstransport.protocol.events import ClientActive, ClientGone, Gone, SendingBegan
 from wdstransport.protocol.parameters import ServerParameters
@@ -686,6 +686,23 @@ async def test_the_driver_sleeps_until_the_rate_lets_the_next_data_out(start, nu
     test.driver._pacer = SimpleNamespace(burst_bytes=pacer.burst_bytes, spend=pacer.spend, ready_at=noted)
     await until(lambda: player.complete)
     assert ready & set(until_then)
+
+
+@pytest.mark.parametrize(("sendable", "window_open"), [(0, False), (1, True)])
+async def test_content_is_waited_for_where_a_single_packet_may_leave(
+    start, monkeypatch, sendable, window_open
+):
+    asked = []
+
+    def wanted(_, window_open):
+        asked.append(window_open)
+        return False
+
+    monkeypatch.setattr(ReadAhead, "wanted", wanted)
+    test = start()
+    test.session.sendable = lambda: sendable
+    await until(lambda: asked)
+    assert set(asked) == {window_open}
 
 
 class TestTheEnd:
