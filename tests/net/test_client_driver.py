@@ -678,6 +678,23 @@ class TestSleeping:
         for brought in (small, large):
             assert (await bed.sleep(100.0, brought))[0] == "paused"
 
+    async def test_a_sleep_is_told_what_the_turn_before_it_brought(self, start):
+        test = start()
+        sleep, brought = test.driver._sleep, []
+
+        async def noted(now, count):
+            brought.append(count)
+            await sleep(now, count)
+
+        test.driver._sleep = noted
+        test.shelf.about_to_sleep = lambda: True
+        await test.server.admit()
+        for number in range(1, 11):
+            await test.server.send_blocks([number])
+            await until(lambda number=number: number in test.shelf.blocks)
+        await wait_all_tasks_blocked()
+        assert sum(brought) == test.driver.reader.bytes > 10 * BLOCK
+
     async def test_the_driver_sleeps_no_longer_than_until_who_watches_wants_to_look(self, start):
         driver = start().driver
         assert await Bed(driver, turn=103.0, deadline=105.0).sleep(100.0) == ("waited", 103.0)

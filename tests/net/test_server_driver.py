@@ -140,6 +140,7 @@ class Test:
             await self.ended.wait()
         assert self.opened.sock.fileno() == -1
         assert self.source._closed
+        assert self.driver._pool.acquire() is None
 
 
 @pytest.fixture
