@@ -364,11 +364,12 @@ async def test_where_the_window_is_shut_or_nothing_is_read_no_data_leaves(start)
     chunk = Chunk(
         1, 1, 2, SlotBuffer(2, 8, session_id=5, security=driver._security, fw_lead=True), ready=True
     )
-    session = driver.session
-    driver.session = SimpleNamespace(window=16, take_odata=lambda limit, now: None)
+    session, limits = driver.session, []
+    driver.session = SimpleNamespace(window=15, take_odata=lambda limit, now: limits.append(limit))
     found = [driver._send_data(SimpleNamespace(head=lambda head=head: head), 1.5) for head in (None, chunk)]
     driver.session = session
     assert found == [False, False]
+    assert limits == [1], "an eighth of the window"
     assert (chunk.sent, driver.data_bytes) == (0, 0)
 
 
@@ -383,6 +384,7 @@ async def test_where_the_window_is_shut_or_nothing_is_read_no_data_leaves(start)
         (8 * 88, None, 1472, 88),
         (16384, None, 1472, 352),
         (16384, None, 9000, 56),
+        (16384, None, 100, 352),
         (16384, 1500 * 10, 1472, 10),
         (16384, 1500 * 10 - 1, 1472, 9),
         (16384, 1, 1472, 1),
@@ -687,6 +689,32 @@ async def test_the_driver_sleeps_until_the_rate_lets_the_next_data_out(start, nu
     test.driver._pacer = SimpleNamespace(burst_bytes=pacer.burst_bytes, spend=pacer.spend, ready_at=noted)
     await until(lambda: player.complete)
     assert ready & set(until_then)
+
+
+async def test_a_driver_with_something_to_do_all_the_time_lets_others_run(start):
+    test, turns = start(), []
+
+    def receive():
+        turns.append(1)
+        assert len(turns) < 10**5
+        return True
+
+    test.driver._receive = receive
+    await until(lambda: len(turns) > 100)
+
+
+async def test_while_content_that_is_waited_for_is_being_read_the_driver_sleeps(start, nursery):
+    test = start()
+    test.source.readable = 0
+    until_then = sleeps(test.driver)
+    player = await test.player(nursery)
+    await until(lambda: test.driver._ahead.wanted(test.session.sendable() > 0))
+    slept = len(until_then)
+    test.driver.wake()
+    await until(lambda: len(until_then) > slept)
+    assert player.blocks == {}
+    test.source.go_on.set()
+    await until(lambda: player.complete)
 
 
 @pytest.mark.parametrize(("sendable", "window_open"), [(0, False), (1, True)])
