@@ -283,6 +283,7 @@ async def test_repairs_of_a_set_leave_in_bursts_that_the_rate_allows(start):
         )
     assert bursts == [[8, 2, 9], [7, 3], [6]]
     assert desk.told == [(1.0, burst) for burst in bursts]
+    assert desk.driver._repairs_owed == 6, "as much data goes before the next"
     assert desk.spent == [(len(burst) * (desk.buffer.segment + 28), 1.0) for burst in bursts]
     assert desk.given_back == [desk.repair]
 
@@ -594,6 +595,7 @@ class TestReading:
             (0.0, 1, 2, True),
             (0.0, 63, 64, True),
             (0.0, 999, 64, True),
+            (0.004, 999, 3, True),
             (0.00390625, 999, 3, True),
             (0.0009765625, 999, 6, True),
             (0.5, 1, 2, True),
@@ -732,6 +734,48 @@ async def test_content_is_waited_for_where_a_single_packet_may_leave(
     test.session.sendable = lambda: sendable
     await until(lambda: asked)
     assert set(asked) == {window_open}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "story"),
+    [
+        (False, ["slept", "awake", "slept"]),
+        (True, ["read meanwhile", "read meanwhile", "announced", "slept", "awake", "announced", "slept"]),
+    ],
+)
+async def test_a_driver_that_waits_for_content_says_so_before_it_sleeps(start, monkeypatch, wanted, story):
+    log, told = [], trio.Event()
+    answers = iter([False, False, True, True])
+
+    def about_to_sleep():
+        answer = next(answers)
+        log.append("announced" if answer else "read meanwhile")
+        return answer
+
+    async def wait(deadline, *, writable):
+        log.append("slept")
+        if log.count("slept") == 2:
+            told.set()
+            await trio.sleep_forever()
+
+    async def close():
+        await trio.lowlevel.checkpoint()
+
+    worker = SimpleNamespace(about_to_sleep=about_to_sleep, awake=lambda: log.append("awake"), close=close)
+    ahead = SimpleNamespace(
+        worker=worker,
+        repairs_reading=0,
+        collect=lambda: None,
+        follow=lambda *plan: None,
+        head=lambda: None,
+        repairs=lambda: None,
+        wanted=lambda window_open: wanted,
+    )
+    monkeypatch.setattr("wdstransport.net.server_driver.ReadAhead", lambda *_, **__: ahead)
+    start().driver._waiter = SimpleNamespace(wait=wait, wake=lambda: None)
+    with trio.fail_after(PATIENCE):
+        await told.wait()
+    assert log == story
 
 
 class TestTheEnd:
