@@ -517,6 +517,7 @@ class TestStorage:
         assert driver._beyond_reach()
         transport._last_poll_seq_no += 1
         assert not driver._beyond_reach()
+        assert driver._reached == 0
 
     async def test_a_disk_stands_still_only_since_there_was_something_to_store(self, start, monkeypatch):
         monkeypatch.setattr(client_driver, "_GLIMPSE", math.inf)
@@ -850,6 +851,18 @@ async def test_the_driver_says_how_it_joined_its_group(start):
     assert driver.features["joins"] == "any source"
     driver.pool.close()
     sockets.close()
+
+
+async def test_a_driver_that_never_has_read_everything_lets_others_run(start):
+    driver, turns = start().driver, []
+
+    def read_group():
+        turns.append(1)
+        assert len(turns) < 10**5
+        driver._drained = False
+
+    driver._read_group = read_group
+    await until(lambda: len(turns) > 100)
 
 
 async def test_without_anybody_who_watches_the_driver_sleeps(start):
