@@ -701,6 +701,12 @@ class TestSleeping:
         assert await Bed(driver, turn=103.0, deadline=105.0).sleep(100.0) == ("waited", 103.0)
         assert await Bed(driver, turn=103.0, deadline=101.0).sleep(100.0) == ("waited", 101.0)
 
+    async def test_who_had_no_memory_looks_at_once_when_there_is_some(self, start):
+        driver = start().driver
+        driver._full = True  # as without memory, when nothing has been stored yet
+        driver._glimpse_at = 1e6
+        assert await Bed(driver).sleep(100.0) == ("paused", 100.0)
+
     @pytest.mark.parametrize(
         ("facts", "until_then"),
         [
