@@ -16,6 +16,7 @@ from wdstransport.net import client_driver
 from wdstransport.net.client_driver import ClientDriver, Sockets
 from wdstransport.net.interfaces import find_interface
 from wdstransport.net.multicast import open_client_socket, open_group_socket
+from wdstransport.net.slabs import READ_ROOM
 from wdstransport.protocol.client_session import ClientSession
 from wdstransport.protocol.events import BlockRun, BlocksArrived, Left
 from wdstransport.protocol.parameters import ClientParameters
@@ -516,6 +517,7 @@ class TestStorage:
         assert driver._beyond_reach()
         transport._last_poll_seq_no += 1
         assert not driver._beyond_reach()
+        assert driver._reached == 0
 
     async def test_a_disk_stands_still_only_since_there_was_something_to_store(self, start, monkeypatch):
         monkeypatch.setattr(client_driver, "_GLIMPSE", math.inf)
@@ -550,6 +552,186 @@ class TestStorage:
         with trio.fail_after(PATIENCE):
             await test.shelf.everything.wait()
         assert test.received == test.data
+
+    async def test_a_pipe_has_room_as_long_as_what_comes_next_fits_it(self, start):
+        test = start(image(100 * BLOCK), cache_bytes=40 * BLOCK)
+        driver, application = test.driver, test.session.application
+        found = []
+        for horizon, reached in ((50, 30), (50, 31), (99, 79), (99, 80), (100, 90), (101, 90)):
+            application.horizon, driver._reached = horizon, reached
+            found.append(driver._beyond_reach())
+        assert found == [False, True, False, True, False, False]
+
+    @pytest.mark.parametrize(
+        ("cache_bytes", "slabs", "room", "join_bytes"),
+        [
+            (16 << 20, 20 + 2, 1 << 20, 1 << 19),
+            ((16 << 20) + 1, 21 + 2, 1 << 20, 1 << 19),
+            (2 << 20, 4 + 2, 1 << 20, 1 << 19),
+            (1 << 20, 4 + 2, 1 << 19, (1 << 19) - READ_ROOM),
+            (READ_ROOM, 4 + 2, READ_ROOM // 2, 0),
+        ],
+    )
+    async def test_memory_read_into_is_a_cache_and_a_quarter(
+        self, start, cache_bytes, slabs, room, join_bytes
+    ):
+        driver = start(cache_bytes=cache_bytes).driver
+        assert (driver.pool.slabs, driver.pool.slab_bytes) == (slabs, 1 << 20)
+        assert (driver._room, driver._join_bytes) == (room, join_bytes)
+
+    async def test_a_cache_with_just_the_room_for_one_read_is_read_into(self, start):
+        driver = start().driver
+        driver._full, driver._room = True, driver.session.cache_room
+        assert driver._may_read(200.0)
+        assert not driver._full
+        driver._room += 1
+        assert not driver._may_read(200.0)
+        assert driver._full
+
+    async def test_without_memory_to_read_into_the_socket_is_left_alone_for_a_while(self, start):
+        driver = start().driver
+        reader, driver.reader = driver.reader, SimpleNamespace(read=lambda: None, starved=False)
+        driver._read_group()
+        assert (driver._drained, driver._full, driver._glimpse_at) == (True, False, -math.inf)
+        driver.reader.starved = True
+        before = trio.current_time()
+        driver._read_group()
+        assert (driver._drained, driver._full) == (True, True)
+        late = client_driver._GLIMPSE
+        assert before + late <= driver._glimpse_at <= trio.current_time() + late
+        driver.reader = reader
+
+    async def test_a_turn_reads_so_often_at_most_and_answers_after_every_read(self, start):
+        driver, turn = start().driver, []
+        reader, take, send = driver.reader, driver._take, driver._send
+        driver.reader = SimpleNamespace(read=lambda: turn.append("read") or "batch")
+        driver._take = lambda batch, now, *, multicast: turn.append((batch, multicast))
+        driver._send = lambda now: turn.append("send")
+        driver._read_group()
+        assert turn == ["read", ("batch", True), "send"] * client_driver._READS_A_TURN
+        assert not driver._drained
+        driver.reader, driver._take, driver._send = reader, take, send
+
+    async def test_nothing_is_read_any_more_once_the_client_has_departed(self, start):
+        test = start()
+        driver, reads = test.driver, []
+        reader, take = driver.reader, driver._take
+        driver.reader = SimpleNamespace(read=lambda: reads.append(1) or "batch")
+        driver._take = lambda batch, now, *, multicast: setattr(driver, "departed", "by a kick")
+        driver._read_group()
+        assert len(reads) == 1
+        driver.reader, driver._take, driver.departed = reader, take, None
+
+
+class Bed:
+    """A driver's sleeps, made up: how long each is meant to be."""
+
+    def __init__(
+        self, driver, *, rcvbuf=16 << 20, deadline=1e6, turn=1e6, cache_room=0, room=1, starved=False
+    ):
+        self.driver = driver
+        self.slept = []
+        self.changed = {
+            "_waiter": SimpleNamespace(pause=self.pause, wait=self.wait),
+            "sockets": SimpleNamespace(group=SimpleNamespace(rcvbuf=rcvbuf)),
+            "session": SimpleNamespace(next_deadline=lambda: deadline, cache_room=cache_room),
+            "reader": SimpleNamespace(starved=starved),
+            "_room": room,
+            "_next_turn": turn,
+        }
+
+    async def pause(self, until):
+        self.slept.append(("paused", until))
+
+    async def wait(self, until):
+        self.slept.append(("waited", until))
+
+    async def sleep(self, now, brought=0):
+        """One sleep: what was slept, and until when."""
+        kept = {name: getattr(self.driver, name) for name in self.changed}
+        for name, value in self.changed.items():
+            setattr(self.driver, name, value)
+        await self.driver._sleep(now, brought)
+        for name, value in kept.items():
+            setattr(self.driver, name, value)
+        return self.slept[-1]
+
+
+class TestSleeping:
+    async def test_naps_grow_where_less_comes_in_one_and_shrink_where_more_does(self, start):
+        bed = Bed(start().driver, rcvbuf=64 << 20)
+        worth = 1 << 20
+        turns = [(worth, 1), (worth // 2, 2), (worth, 2), (worth * 2, 1), (worth * 4, 1)]
+        turns += [(worth * 2 // 3, 1.5), (1 << 15, 3), (worth // 4, 6), (worth // 2, 8), (1 << 15, 8)]
+        turns += [(worth * 4, 2), (worth * 4, 1)]
+        for brought, milliseconds in turns:
+            what, until_then = await bed.sleep(100.0, brought)
+            assert what == "paused"
+            assert until_then - 100 == pytest.approx(milliseconds / 1000, rel=1e-3)
+
+    async def test_a_turn_that_brought_little_or_too_much_is_followed_by_no_nap(self, start):
+        bed = Bed(start().driver, rcvbuf=16 << 20, deadline=105.0)
+        small, large = 1 << 15, 1 << 20
+        for brought in (0, small - 1, large + 1):
+            assert (await bed.sleep(100.0, large // 2))[0] == "paused"
+            assert await bed.sleep(100.0, brought) == ("waited", 105.0)
+            assert bed.driver._nap == 0.001
+        for brought in (small, large):
+            assert (await bed.sleep(100.0, brought))[0] == "paused"
+
+    async def test_a_sleep_is_told_what_the_turn_before_it_brought(self, start):
+        test = start()
+        sleep, brought = test.driver._sleep, []
+
+        async def noted(now, count):
+            brought.append(count)
+            await sleep(now, count)
+
+        test.driver._sleep = noted
+        test.shelf.about_to_sleep = lambda: True
+        await test.server.admit()
+        for number in range(1, 11):
+            await test.server.send_blocks([number])
+            await until(lambda number=number: number in test.shelf.blocks)
+        await wait_all_tasks_blocked()
+        assert sum(brought) == test.driver.reader.bytes > 10 * BLOCK
+
+    async def test_the_driver_sleeps_no_longer_than_until_who_watches_wants_to_look(self, start):
+        driver = start().driver
+        assert await Bed(driver, turn=103.0, deadline=105.0).sleep(100.0) == ("waited", 103.0)
+        assert await Bed(driver, turn=103.0, deadline=101.0).sleep(100.0) == ("waited", 101.0)
+
+    async def test_who_had_no_memory_looks_at_once_when_there_is_some(self, start):
+        driver = start().driver
+        driver._full = True  # as without memory, when nothing has been stored yet
+        driver._glimpse_at = 1e6
+        assert await Bed(driver).sleep(100.0) == ("paused", 100.0)
+
+    @pytest.mark.parametrize(
+        ("facts", "until_then"),
+        [
+            ({"deadline": 100.01}, 100.01),
+            ({}, 100.3),
+            ({"glimpse_at": 100.2}, 100.2),
+            ({"glimpse_at": 100.4}, 100.3),
+            ({"glimpse_at": 100.4, "stored_at": 99.0}, 100.0),
+            ({"cache_room": 1}, 100.008),
+            ({"cache_room": 1, "deadline": 100.001}, 100.001),
+            ({"cache_room": 1, "glimpse_at": 100.002}, 100.002),
+            ({"starved": True}, 1e6),
+            ({"starved": True, "deadline": 101.0, "glimpse_at": 100.2, "cache_room": 1}, 101.0),
+        ],
+    )
+    async def test_while_storing_is_behind_only_memory_time_or_a_call_end_a_sleep(
+        self, start, facts, until_then
+    ):
+        driver = start().driver
+        driver._full = True
+        driver._glimpse_at = facts.pop("glimpse_at", 1e6)
+        driver._stored_at = facts.pop("stored_at", 99.8)
+        what, found = await Bed(driver, **facts).sleep(100.0, 1 << 16)
+        assert what == "paused"
+        assert found == pytest.approx(until_then, abs=1e-6)
 
 
 class TestDemotion:
@@ -662,6 +844,31 @@ async def test_who_watches_is_called_when_it_asked_to_be(start):
     await test.server.admit()
     await until(lambda: len(calls) > 3)
     assert all(later - earlier >= 0.01 for earlier, later in itertools.pairwise(calls))
+
+
+async def test_the_driver_says_how_it_joined_its_group(start):
+    test = start()
+    assert test.sockets.group.source_specific
+    assert test.driver.features["joins"] == "source-specific"
+    group = open_group_socket(test.server.group, test.server.address[1], find_interface("lo"), None)
+    own = open_client_socket(HOST, test.server.address)
+    sockets = Sockets(group, own, test.server.address)
+    driver = ClientDriver(test.session, sockets, test.shelf, cache_bytes=1, reopen=test._reopen)
+    assert driver.features["joins"] == "any source"
+    driver.pool.close()
+    sockets.close()
+
+
+async def test_a_driver_that_never_has_read_everything_lets_others_run(start):
+    driver, turns = start().driver, []
+
+    def read_group():
+        turns.append(1)
+        assert len(turns) < 10**5
+        driver._drained = False
+
+    driver._read_group = read_group
+    await until(lambda: len(turns) > 100)
 
 
 async def test_without_anybody_who_watches_the_driver_sleeps(start):

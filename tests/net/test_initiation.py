@@ -2,7 +2,9 @@
 
 import errno
 import socket
+import struct
 import threading
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -47,6 +49,17 @@ class TestRequestLimiter:
         assert limiter.admits("c", 0.0)  # b goes
         assert not limiter.admits("a", 0.0)
         assert limiter.admits("b", 0.0)
+
+    def test_forty_at_once_and_twenty_a_second_are_admitted_of_four_thousand_addresses(self):
+        limiter = RequestLimiter()
+        assert [limiter.admits("a", 0.0) for _ in range(41)] == [True] * 40 + [False]
+        assert [limiter.admits("a", 0.5) for _ in range(11)] == [True] * 10 + [False]
+        for number in range(4095):
+            assert limiter.admits(str(number), 0.5)
+        assert not limiter.admits("a", 0.5), "one of 4096"
+        for number in range(4096):
+            assert limiter.admits(str(-1 - number), 0.5)
+        assert limiter.admits("a", 0.5), "the 4097th took its place"
 
     @settings(max_examples=50)
     @given(
@@ -128,6 +141,72 @@ class TestListener:
         answer, _ = await ask(asker, door.port, encode(request))
         assert answer == REPLY
         assert [asked for asked, _, _ in door.asked] == [request]
+
+    async def test_replies_that_wait_for_arp_have_a_large_buffer(self, monkeypatch):
+        wanted = []
+        monkeypatch.setattr(initiation, "set_buffer", lambda _, kind, size: wanted.append((kind, size)))
+        InitiationListener(HOST, 0, socket.AF_INET).close()
+        assert wanted == [(socket.SO_SNDBUF, 4 << 20)]
+
+    async def test_an_error_of_the_socket_is_counted_and_the_next_request_answered(self, nursery, asker):
+        listener = InitiationListener(HOST, 0, socket.AF_INET)
+        sock, failures = listener._sock, [OSError(errno.ENETDOWN, "Network is down")] * 2
+
+        async def recvmsg(*arguments):
+            if failures:
+                raise failures.pop()
+            return await sock.recvmsg(*arguments)
+
+        async def answer(*_):
+            return REPLY
+
+        listener._sock = SimpleNamespace(recvmsg=recvmsg, fileno=sock.fileno, sendmsg=sock.sendmsg)
+        nursery.start_soon(listener.serve, answer)
+        with trio.fail_after(PATIENCE):
+            await asker.sendto(encode(REQUEST), sock.getsockname())
+            assert decode(await asker.recv(4096)) == REPLY
+        assert listener.dropped == {"socket_error": 2}
+        sock.close()
+
+    async def test_a_reply_that_cannot_leave_is_counted_and_the_next_one_leaves(self, door, asker):
+        sock, failures = door.listener._sock, [OSError(errno.EPERM, "Operation not permitted")]
+
+        async def sendmsg(*arguments):
+            if failures:
+                raise failures.pop()
+            return await sock.sendmsg(*arguments)
+
+        door.listener._sock = SimpleNamespace(
+            recvmsg=sock.recvmsg,
+            fileno=sock.fileno,
+            sendmsg=sendmsg,
+            getsockname=sock.getsockname,
+            close=sock.close,
+        )
+        await asker.sendto(encode(REQUEST), (HOST, door.port))
+        assert (await ask(asker, door.port))[0] == REPLY
+        assert door.listener.dropped == {"reply_not_sent": 1}
+        assert door.listener.requests == 2
+
+    async def test_the_reply_is_sent_from_the_address_asked_by_whichever_interface_leads_back(self, door):
+        asked, here, there = 3, socket.inet_aton("10.0.0.1"), socket.inet_aton("10.0.0.255")
+        info = (
+            socket.IPPROTO_IP,
+            initiation._IP_PKTINFO,
+            struct.pack("=i4s4s", asked, here, there) + b"rest",
+        )
+        other = (socket.SOL_SOCKET, initiation._IP_PKTINFO, b"")
+        back = (socket.IPPROTO_IP, initiation._IP_PKTINFO, struct.pack("=i4s4s", 0, here, bytes(4)))
+        assert door.listener._destination([other, info]) == ("10.0.0.1", [back])
+        assert door.listener._destination([other]) == (None, [])
+
+    async def test_a_request_that_came_to_no_address_is_not_answered(self, nursery, asker):
+        door = Door(nursery)
+        door.listener._destination = lambda _: (None, [])
+        await asker.sendto(encode(REQUEST), (HOST, door.port))
+        await until(lambda: door.listener.dropped["state"] == 1)
+        assert (door.asked, door.listener.requests) == ([], 0)
+        door.listener.close()
 
     async def test_an_error_goes_out_like_an_offer(self, door, asker):
         door.answer = ErrorReply(2)
@@ -320,6 +399,11 @@ class TestRequestSession:
         with Script([encode(REPLY)]) as server:
             assert await request_session(server.address, HOST, REQUEST, PATIENCE) == REPLY
         assert server.requests == [REQUEST]
+
+    async def test_a_client_asks_from_a_port_of_its_own(self, door):
+        for _ in range(2):
+            assert await request_session((HOST, door.port), HOST, REQUEST, PATIENCE) == REPLY
+        assert all(source[0] == HOST and source[1] > 1023 for _, source, _ in door.asked)
 
     async def test_an_answer_with_long_unknown_options_is_read_whole(self):
         unknown = bytes.fromhex("7777 EA60") + bytes(60_000)

@@ -1,5 +1,7 @@
+import errno
 import ipaddress
 import socket
+import struct
 from types import SimpleNamespace
 
 import pytest
@@ -43,6 +45,55 @@ def no_netlink(monkeypatch):
     monkeypatch.setattr(interfaces, "_dump", refuse)
 
 
+class Netlink:
+    """A netlink socket that answers a request with these messages, each datagram a list of them."""
+
+    def __init__(self, *datagrams):
+        self.datagrams = list(datagrams)
+        self.asked = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def bind(self, address):
+        assert address == (0, 0)
+
+    def send(self, request):
+        self.asked.append(bytes(request))
+
+    def recv(self, _):
+        return b"".join(padded(message) for message in self.datagrams.pop(0))
+
+
+def padded(data):
+    return data + bytes(-len(data) % 4)
+
+
+def netlink_message(kind, body):
+    return struct.pack("=IHHII", 16 + len(body), kind, 2, 1, 0) + body
+
+
+def attributes(*pairs):
+    return b"".join(padded(struct.pack("=HH", 4 + len(value), kind) + value) for kind, value in pairs)
+
+
+def link_message(index, flags, *pairs):
+    return netlink_message(16, struct.pack("=BxHiII", 0, 1, index, flags, 0) + attributes(*pairs))
+
+
+def address_message(index, address, *, flags=0, kind=2, family=None, more=()):
+    packed = ipaddress.ip_address(address).packed
+    family = family or (socket.AF_INET if len(packed) == 4 else socket.AF_INET6)
+    body = struct.pack("=BBBBI", family, 24, flags, 0, index)
+    return netlink_message(20, body + attributes((kind, packed), *more))
+
+
+DONE = netlink_message(3, bytes(4))
+
+
 def test_loopback_is_listed_and_carries_ipv4_multicast():
     loopback = next(interface for interface in list_interfaces() if interface.loopback)
     assert "127.0.0.1" in loopback.ipv4
@@ -55,6 +106,96 @@ def test_loopback_is_listed_and_carries_ipv4_multicast():
 
 def test_interfaces_agree_with_the_systems_own_list():
     assert {(one.index, one.name) for one in list_interfaces()} == set(socket.if_nameindex())
+
+
+def test_what_the_kernel_tells_becomes_interfaces_in_the_order_of_their_numbers(monkeypatch):
+    up, loopback, multicast = 0x1, 0x8, 0x1000
+    address, name, mtu = 1, 3, 4
+    peer = ipaddress.ip_address("10.0.0.200").packed
+    tentative, failed, deprecated = 0x40, 0x08, 0x20
+    addresses = Netlink(
+        [address_message(9, "10.0.9.1"), address_message(4, "10.0.0.1", kind=2, more=((1, peer),))],
+        [
+            address_message(9, "10.0.1.1", kind=1),
+            address_message(9, "fe80::9", kind=1),
+            address_message(9, "fd99::2", kind=1, flags=deprecated),
+            address_message(9, "fd99::9", kind=1),
+            address_message(9, "fd99::1", kind=1),
+            address_message(9, "fd99::66", kind=1, flags=tentative),
+            address_message(9, "fd99::67", kind=1, flags=failed),
+            address_message(9, "10.0.0.66", family=17),
+            address_message(9, "10.0.0.67", kind=3),
+            DONE,
+        ],
+    )
+    links = Netlink(
+        [
+            link_message(
+                9,
+                up | multicast,
+                (address, b"\2\0\0\0\0\7"),
+                (name, b"eth9\0"),
+                (mtu | 0x8000, struct.pack("=I", 9000)),
+            ),
+            link_message(4, up, (address, b""), (name, b"tun4\0"), (mtu, struct.pack("=I", 1400))),
+        ],
+        [
+            link_message(
+                1, up | loopback, (name, b"lo\0"), (address, bytes(6)), (mtu, struct.pack("=I", 65536))
+            ),
+            link_message(5, 0, (name, b"ib0\0"), (address, bytes(range(20))), (mtu, struct.pack("=I", 2044))),
+            DONE,
+        ],
+    )
+    netlinks = [addresses, links]
+    opened = []
+
+    def make(*kind):
+        opened.append(kind)
+        return netlinks.pop(0)
+
+    monkeypatch.setattr(interfaces, "sys", SimpleNamespace(platform="linux"))
+    monkeypatch.setattr(interfaces.socket, "socket", make)
+    assert list_interfaces() == [
+        Interface("lo", 1, 65536, bytes(6), (), (), True, False, True),
+        Interface("tun4", 4, 1400, bytes(6), ("10.0.0.1",), (), True, False),
+        Interface("ib0", 5, 2044, bytes(6), (), (), False, False),
+        Interface(
+            "eth9",
+            9,
+            9000,
+            b"\2\0\0\0\0\7",
+            ("10.0.9.1", "10.0.1.1"),
+            ("fd99::9", "fd99::1", "fe80::9%9", "fd99::2"),
+            True,
+            True,
+        ),
+    ]
+    assert opened == [(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)] * 2
+    asked = [struct.unpack_from("=IHHII", request) for (request,) in (addresses.asked, links.asked)]
+    assert [(length, kind, flags) for length, kind, flags, *_ in asked] == [(32, 22, 0x301), (32, 18, 0x301)]
+    assert [len(request) for (request,) in (addresses.asked, links.asked)] == [32, 32]
+
+
+@pytest.mark.parametrize(("code", "name"), [(errno.EPERM, "EPERM"), (9999, "netlink error")])
+def test_what_the_kernel_refuses_to_tell_is_an_error_with_its_number(monkeypatch, code, name):
+    refusal = netlink_message(2, struct.pack("=i", -code) + bytes(16))
+    monkeypatch.setattr(interfaces.socket, "socket", lambda *_: Netlink([refusal]))
+    with pytest.raises(OSError, match=name) as caught:
+        list(interfaces._dump(18))
+    assert caught.value.errno == code
+
+
+@pytest.mark.parametrize("rest", [struct.pack("=HH", 3, 7) + attributes((2, b"y")), bytes(3), b""])
+def test_attribute_that_cannot_be_ends_the_list_of_them(rest):
+    found = interfaces._attributes(memoryview(attributes((1, b"x"), (9, b"")) + rest))
+    assert {kind: bytes(value) for kind, value in found.items()} == {1: b"x", 9: b""}
+
+
+def test_machine_without_any_interface_says_so(monkeypatch):
+    monkeypatch.setattr(interfaces, "list_interfaces", list)
+    with pytest.raises(UsageError, match="there are none"):
+        find_interface("eth0")
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "127.0.0.99"])
@@ -93,6 +234,30 @@ def test_route_to_a_name_resolves_it(monkeypatch):
     answer = [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.0.1", 0))]
     monkeypatch.setattr(interfaces.socket, "getaddrinfo", lambda *_: answer)
     assert route_to("server.example", 0)[1] == "127.0.0.1"
+
+
+def test_route_of_a_host_with_two_addresses_is_that_of_the_first_that_can_be_reached(monkeypatch):
+    monkeypatch.setattr(
+        interfaces, "resolve", lambda *_: (("192.0.2.1", 9), ("127.0.0.1", 9), ("192.0.2.2", 9))
+    )
+
+    def local(endpoint):
+        if endpoint[0].startswith("192"):
+            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+        return endpoint[0]
+
+    monkeypatch.setattr(interfaces, "_local_address", local)
+    assert route_to("server.example", 9)[1] == "127.0.0.1"
+
+
+def test_host_that_no_route_leads_to_is_refused_with_what_the_system_said(monkeypatch):
+    def refuse(_):
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr(interfaces, "_local_address", refuse)
+    with pytest.raises(TransportError, match=r"no route to 192\.0\.2\.1 .*Network is unreachable") as caught:
+        route_to("192.0.2.1", 9)
+    assert caught.value.__cause__.errno == errno.ENETUNREACH
 
 
 @pytest.mark.parametrize("error", [socket.gaierror(-2, "Name or service not known"), UnicodeError("label")])
@@ -170,7 +335,10 @@ def test_interface_in_a_message_has_its_name_addresses_and_state():
         ("2001:db8::1%7", "2001:db8::1"),
         ("fe80::1", "fe80::1%7"),
         ("fe80::1%9", "fe80::1%9"),
+        ("ff01::1", "ff01::1%7"),
         ("ff02::1", "ff02::1%7"),
+        ("ff10::1", "ff10::1"),
+        ("ff13::1", "ff13::1"),
         ("ff12::1", "ff12::1%7"),
         ("ff15::1", "ff15::1"),
     ],
@@ -187,8 +355,9 @@ def test_zone_by_name_becomes_its_number():
     index, name = socket.if_nameindex()[0]
     assert split_zone(f"fe80::1%{name}") == ("fe80::1", index)
     assert with_zone(f"fe80::1%{name}", made_up()) == f"fe80::1%{index}"
-    with pytest.raises(UsageError, match="nosuch0"):
-        split_zone("fe80::1%nosuch0")
+    for zone in ("nosuch0", "\u00b2"):
+        with pytest.raises(UsageError, match=zone):
+            split_zone(f"fe80::1%{zone}")
 
 
 def test_family_of_what_is_no_address_is_refused():
@@ -205,6 +374,9 @@ def test_family_of_what_is_no_address_is_refused():
         (1500, socket.AF_INET6, 87, 1365),
         (9000, socket.AF_INET, 87, 8885),
         (65536, socket.AF_INET, 87, 1385),
+        (16000, socket.AF_INET, 87, 15885),
+        (16001, socket.AF_INET, 87, 1385),
+        (116, socket.AF_INET, 87, 1),
     ],
 )
 def test_biggest_block_in_one_datagram(mtu, family, overhead, block):
@@ -248,6 +420,24 @@ def test_addresses_of_a_link_best_first_with_mac_and_mtu(own_network):
         assert (peer.mac, peer.up, peer.ipv4) == (b"\2\0\0\0\0\x42", False, ())
         assert link.carries_multicast(socket.AF_INET6)
         assert find_interface("10.99.1.1") == find_interface("fe80::99") == link
+
+    own_network(body)
+
+
+@pytest.mark.root
+def test_without_netlink_an_address_of_one_link_stands_for_that_link(own_network, monkeypatch, no_netlink):
+    def body(_):
+        index = socket.if_nametoindex("wds0")
+        own = [("fe80::99", 0, 0, index), ("fd99::1", 0, 0, 0), ("10.99.0.1", 0), ("192.0.2.1", 0)]
+        monkeypatch.setattr(
+            interfaces.socket, "getaddrinfo", lambda *_: [(0, 2, 17, "", address) for address in own]
+        )
+        found = {each.name: each for each in list_interfaces()}
+        link = f"fe80::99%{index}"
+        assert set(found) - {"127.0.0.1", "::1"} == {link, "fd99::1", "10.99.0.1"}
+        assert found[link] == Interface(link, index, 1500, bytes(6), (), (link,), True, True)
+        v4 = Interface("10.99.0.1", 0, 1500, bytes(6), ("10.99.0.1",), (), True, True)
+        assert found["10.99.0.1"] == v4
 
     own_network(body)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from loopback import needs_ipv6
 
 from wdstransport.errors import TransportError, UsageError
 from wdstransport.net import buffers, multicast
@@ -115,6 +116,27 @@ def test_system_that_binds_no_group_binds_the_port(sockets, lo, server, readable
     assert hear(readable, group)[0] == b"x"
 
 
+@linux
+def test_group_that_cannot_be_bound_is_refused_where_binding_to_groups_is_usual(lo, server, monkeypatch):
+    monkeypatch.setattr(multicast, "_new_socket", lambda family: NoGroupSocket(family, socket.SOCK_DGRAM))
+    with pytest.raises(UsageError, match=f"no address {GROUP}"):
+        open_group_socket(GROUP, server.address[1], lo, LOOPBACK)
+
+
+def test_port_in_use_is_no_reason_to_bind_it_for_all_addresses(lo, other_system, monkeypatch):
+    monkeypatch.setattr(multicast, "_new_socket", lambda _: Refusing(errno.EADDRINUSE, options=False))
+    with pytest.raises(UsageError, match=f"on {GROUP} is in use"):
+        open_group_socket(GROUP, 5000, lo, LOOPBACK)
+
+
+def test_system_that_binds_no_ipv6_group_binds_the_port_of_that_family(lo, other_system, monkeypatch):
+    refusing = Refusing(errno.EADDRNOTAVAIL, options=False)
+    monkeypatch.setattr(multicast, "_new_socket", lambda _: refusing)
+    with pytest.raises(UsageError, match="no address"):
+        open_group_socket("ff15::77", 5000, replace(lo, multicast=True, ipv6=("fd99::1",)), None)
+    assert [host for host, *_ in refusing.bound] == ["ff15::77", "::"]
+
+
 def test_interface_without_an_index_is_told_by_its_address(sockets, lo, readable):
     nameless = replace(lo, name=LOOPBACK, index=0)
     server = sockets(open_server_socket, LOOPBACK, 0, nameless, 1, **SMALL)
@@ -122,6 +144,19 @@ def test_interface_without_an_index_is_told_by_its_address(sockets, lo, readable
     assert not group.source_specific
     server.sock.sendto(b"x", (GROUP, server.address[1]))
     assert hear(readable, group)[0] == b"x"
+
+
+@linux
+def test_interface_that_has_lost_its_address_is_told_by_its_index(sockets, lo, server, readable):
+    group = sockets(open_group_socket, GROUP, server.address[1], lo, LOOPBACK)
+    other = "239.192.77.3"
+    assert join_group(group.sock, other, replace(lo, ipv4=()), None) is False
+    with pytest.raises(OSError, match=os.strerror(errno.EADDRINUSE)):
+        group.sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, multicast._membership(other, lo))
+
+
+def test_another_system_is_told_of_an_interface_by_its_address_alone(lo, other_system):
+    assert multicast._membership(GROUP, lo) == socket.inet_aton(GROUP) + socket.inet_aton(LOOPBACK)
 
 
 def test_joining_again_changes_nothing(sockets, lo, server, readable):
@@ -140,6 +175,12 @@ def test_group_socket_hears_only_groups_it_joined(sockets, lo, server):
     assert group.sock.getsockopt(socket.IPPROTO_IP, multicast._IP_MULTICAST_ALL) == 0
 
 
+@linux
+def test_another_system_is_not_given_linuxs_number_for_it(sockets, lo, server, other_system):
+    group = sockets(open_group_socket, GROUP, server.address[1], lo, LOOPBACK)
+    assert group.sock.getsockopt(socket.IPPROTO_IP, multicast._IP_MULTICAST_ALL) == 1
+
+
 def test_kernel_without_that_option_is_no_obstacle(sockets, lo, server, monkeypatch):
     monkeypatch.setattr(multicast, "_IP_MULTICAST_ALL", 9999)
     assert sockets(open_group_socket, GROUP, server.address[1], lo, LOOPBACK).address == (
@@ -156,6 +197,27 @@ def test_server_socket_sends_groups_with_the_ttl_it_was_given(sockets, lo):
     assert server.address[1] != 0
 
 
+@pytest.mark.parametrize("ttl", [0, 255])
+def test_every_ttl_that_there_is_may_be_given(sockets, lo, ttl):
+    server = sockets(open_server_socket, LOOPBACK, 0, lo, ttl, **SMALL)
+    assert server.sock.getsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL) == ttl
+
+
+def test_groups_are_heard_on_this_machine_also_if_the_socket_did_not_let_them(server, lo):
+    server.sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 0)
+    send_groups_to(server.sock, lo, 1)
+    assert server.sock.getsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP) == 1
+
+
+@needs_ipv6
+def test_ipv6_groups_leave_by_the_interface_and_are_heard_on_this_machine(sockets, lo):
+    sock = sockets(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
+    send_groups_to(sock, lo, 5)
+    options = (socket.IPV6_MULTICAST_IF, socket.IPV6_MULTICAST_HOPS, socket.IPV6_MULTICAST_LOOP)
+    assert [sock.getsockopt(socket.IPPROTO_IPV6, option) for option in options] == [lo.index, 5, 1]
+
+
 def test_client_socket_reaches_the_server_from_its_own_port(sockets, server, readable):
     client = sockets(open_client_socket, LOOPBACK, server.address)
     client.sock.sendto(b"join", server.address)
@@ -166,6 +228,18 @@ def test_client_socket_reaches_the_server_from_its_own_port(sockets, server, rea
 
 def test_client_socket_without_a_local_address_takes_the_servers_family(sockets):
     assert sockets(open_client_socket, None, ("192.0.2.1", 5041)).address[0] == "0.0.0.0"
+
+
+@needs_ipv6
+def test_client_socket_of_an_ipv6_server_is_of_that_family_alone(sockets):
+    client = sockets(open_client_socket, None, ("::1", 5041))
+    assert client.address[0] == "::"
+    assert client.sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+
+
+def test_clients_of_one_machine_have_ports_of_their_own(sockets, server):
+    clients = [sockets(open_client_socket, LOOPBACK, server.address) for _ in range(3)]
+    assert len({client.address for client in clients}) == 3
 
 
 def test_capped_buffers_are_warned_about(sockets, lo, monkeypatch):
@@ -186,9 +260,14 @@ def test_granted_buffers_are_not_warned_about(server):
 
 
 def test_port_in_use_is_a_usage_error_that_can_be_told_apart(sockets, lo, server):
-    with pytest.raises(UsageError, match="in use") as caught:
-        open_server_socket(LOOPBACK, server.address[1], lo, 1, **SMALL)
+    port = server.address[1]
+    with pytest.raises(UsageError, match=f"port {port} on {LOOPBACK} is in use") as caught:
+        open_server_socket(LOOPBACK, port, lo, 1, **SMALL)
     assert is_port_in_use(caught.value)
+
+
+def test_error_that_the_system_has_not_caused_is_no_port_in_use():
+    assert not is_port_in_use(UsageError("a TTL is 0 to 255, not 256"))
 
 
 def test_port_of_a_group_that_somebody_does_not_share(sockets, lo):
@@ -218,6 +297,15 @@ def test_impossible_port_is_refused(lo, port):
         open_server_socket(LOOPBACK, port, lo, 1, **SMALL)
 
 
+@pytest.mark.parametrize("port", [0, 65535])
+def test_every_port_that_there_is_may_be_given(lo, monkeypatch, port):
+    taken = Refusing(errno.EADDRINUSE)
+    monkeypatch.setattr(multicast, "_new_socket", lambda _: taken)
+    with pytest.raises(UsageError, match=f"port {port} on {LOOPBACK} is in use"):
+        open_server_socket(LOOPBACK, port, lo, 1, **SMALL)
+    assert taken.bound == [(LOOPBACK, port)]
+
+
 @pytest.mark.parametrize("group", ["10.0.0.1", "240.0.0.1", "fd00::1"])
 def test_group_that_is_none_is_refused(lo, group):
     with pytest.raises(UsageError, match="not a multicast address"):
@@ -243,6 +331,16 @@ def test_interface_without_multicast_is_refused_with_those_that_have_it(lo, chan
     assert lo.name in str(caught.value)
 
 
+def test_group_is_not_heard_on_an_interface_that_is_down(lo):
+    with pytest.raises(UsageError, match="carries no IPv4 multicast: it is down"):
+        open_group_socket(GROUP, 5000, replace(lo, up=False), LOOPBACK)
+
+
+def test_interface_without_an_ipv6_address_is_refused_as_such(lo):
+    with pytest.raises(UsageError, match="carries no IPv6 multicast: it has no IPv6 address"):
+        open_group_socket("ff15::77", 5000, replace(lo, ipv6=()), None)
+
+
 def test_interface_that_is_gone_is_refused(sockets, lo, server):
     gone = replace(lo, index=99_999)
     for call in (
@@ -254,18 +352,22 @@ def test_interface_that_is_gone_is_refused(sockets, lo, server):
 
 
 class Refusing:
-    """A socket whose options and binding are refused with one errno."""
+    """A socket whose binding, and options unless they are granted, are refused with one errno."""
 
     family = socket.AF_INET
 
-    def __init__(self, number):
+    def __init__(self, number, *, options=True):
         self.number = number
+        self.options = options
+        self.bound = []
 
-    def bind(self, _):
+    def bind(self, address):
+        self.bound.append(address)
         raise OSError(self.number, os.strerror(self.number))
 
     def setsockopt(self, *_):
-        raise OSError(self.number, os.strerror(self.number))
+        if self.options:
+            raise OSError(self.number, os.strerror(self.number))
 
     def close(self):
         pass
@@ -311,6 +413,7 @@ def test_ipv6_group_of_any_scope_is_heard_source_specifically(own_network, socke
         interface = find_interface("wds0")
         address = with_zone("fe80::99" if group.startswith("ff02") else "fd99::1", interface)
         server = sockets(open_server_socket, address, 0, interface, 3, **SMALL)
+        assert server.address[0] == address
         assert server.sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS) == 3
         opened = sockets(open_group_socket, group, server.address[1], interface, address)
         assert opened.source_specific

@@ -122,6 +122,13 @@ async def test_a_last_block_as_long_as_the_others_is_read_with_them():
         assert reader.source.reads == [(0, 10_000)]
 
 
+async def test_a_round_of_the_last_block_alone_leaves_no_short_buffer_to_later_rounds(monkeypatch):
+    monkeypatch.setattr(reading, "_REMEMBERED_BYTES", 0)
+    async with Reader(image(10_000), 1000) as reader:
+        for number, ranges in enumerate(([(10, 10)], [(10, 10)], [(10, 10)], [(1, 10)], [(1, 10)]), 1):
+            assert await reader.drain(number, ranges) == reader.expected(ranges)
+
+
 async def test_content_of_one_byte_is_one_block():
     async with Reader(b"x", 1000) as reader:
         assert await reader.drain(1, [(1, 1)]) == [(1, b"x")]
@@ -131,6 +138,28 @@ async def test_a_block_larger_than_a_chunk_is_a_chunk(monkeypatch):
     monkeypatch.setattr(reading, "_CHUNK_BYTES", 1000)
     async with Reader(image(10_000), 3000) as reader:
         assert await reader.drain(1, [(1, 4)]) == reader.expected([(1, 4)])
+
+
+@pytest.mark.parametrize(
+    ("block_size", "blocks"),
+    [(1, 352 * 2840), (1385, 704), (1420, 704), (1421, 352), (2840, 352), (2841, 351), (8885, 112)],
+)
+async def test_a_chunk_is_a_megabyte_in_whole_batches_where_one_fits(block_size, blocks):
+    async with Reader(image(10), block_size) as reader:
+        assert reader.ahead._slots == blocks
+
+
+@pytest.mark.parametrize(("block_size", "blocks"), [(65_000, 15), (500_001, 1), (1_000_001, 1)])
+async def test_of_large_blocks_a_chunk_is_a_megabyte_and_one_at_least(block_size, blocks):
+    async with Reader(image(10), block_size) as reader:
+        assert reader.ahead._slots == blocks
+
+
+async def test_content_of_no_bytes_has_nothing_to_read():
+    async with Reader(b"", 1000) as reader:
+        reader.ahead.follow(1, [])
+        assert reader.ahead.head() is None
+        assert not reader.ahead.wanted(True)
 
 
 async def test_only_a_few_chunks_are_read_ahead():

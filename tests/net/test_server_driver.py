@@ -17,7 +17,7 @@ from wdstransport.content.sources import MemorySource
 from wdstransport.errors import SourceChangedError
 from wdstransport.net.interfaces import find_interface
 from wdstransport.net.multicast import open_server_socket
-from wdstransport.net.reading import Chunk, RepairSet
+from wdstransport.net.reading import Chunk, ReadAhead, RepairSet
 from wdstransport.net.server_driver import ServerDriver
 from wdstransport.protocol.events import ClientActive, ClientGone, Gone, SendingBegan
 from wdstransport.protocol.parameters import ServerParameters
@@ -140,6 +140,7 @@ class Test:
             await self.ended.wait()
         assert self.opened.sock.fileno() == -1
         assert self.source._closed
+        assert self.driver._pool.acquire() is None
 
 
 @pytest.fixture
@@ -234,7 +235,8 @@ class RepairDesk:
             master_client_id=master,
             repairs_sent=lambda numbers, now: self.told.append((now, numbers)),
         )
-        self._pacer = SimpleNamespace(burst_bytes=burst_bytes, spend=lambda *_: None)
+        self.spent = []
+        self._pacer = SimpleNamespace(burst_bytes=burst_bytes, spend=lambda *cost: self.spent.append(cost))
 
     def send(self):
         """What one call sends: header and packet of each datagram; None when there was nothing to send."""
@@ -281,6 +283,8 @@ async def test_repairs_of_a_set_leave_in_bursts_that_the_rate_allows(start):
         )
     assert bursts == [[8, 2, 9], [7, 3], [6]]
     assert desk.told == [(1.0, burst) for burst in bursts]
+    assert desk.driver._repairs_owed == 6, "as much data goes before the next"
+    assert desk.spent == [(len(burst) * (desk.buffer.segment + 28), 1.0) for burst in bursts]
     assert desk.given_back == [desk.repair]
 
 
@@ -318,6 +322,59 @@ async def test_data_names_the_master_and_the_time_in_milliseconds(start):
 
 
 @pytest.mark.parametrize(
+    ("farthest", "sent_again", "farthest_then"),
+    [(0, 0, 6), (3, 0, 6), (4, 1, 6), (5, 2, 6), (6, 3, 6), (9, 3, 9)],
+)
+async def test_data_that_was_sent_in_an_earlier_round_is_counted_as_such(
+    start, farthest, sent_again, farthest_then
+):
+    driver, sent, spent, asked = start().driver, [], [], []
+    buffer = SlotBuffer(8, 100, session_id=5, security=driver._security, fw_lead=True)
+    for place, payload in enumerate(buffer.payload):
+        payload[:] = bytes([place]) * 100
+    chunk = Chunk(1, 2, 5, buffer, ready=True, sent=2)
+    run = ODataRun(first_seq=11, first_block=4, count=3, previous_lead=10)
+    session, pacer = driver.session, driver._pacer
+
+    def take_odata(limit, now):
+        asked.append((limit, now))
+        return run
+
+    driver.session = SimpleNamespace(trail=4, master_client_id=6, window=999, take_odata=take_odata)
+    driver._pacer = SimpleNamespace(burst_bytes=None, spend=lambda *cost: spent.append(cost))
+    driver._put = lambda datagrams, segment, to: sent.append((Batch(datagrams, segment, HOST), to))
+    driver._farthest, driver._repairs_owed = farthest, 2
+    assert driver._send_data(SimpleNamespace(head=lambda: chunk), 1.5)
+    driver.session, driver._pacer = session, pacer
+    del driver._put
+    ((batch, to),) = sent
+    blocks = [
+        decode_application(decode(each, session_id=5, security=driver._security)[1].data)
+        for each in batch.datagrams()
+    ]
+    assert blocks == [Data(block, bytes([block - 2]) * 100) for block in (4, 5, 6)]
+    assert to == driver.group
+    assert asked == [(3, 1.5)], "no more than the chunk has left"
+    assert spent == [(3 * (batch.segment + 28), 1.5)]
+    assert (driver.data_bytes, driver.catch_up_bytes) == (300, 100 * sent_again)
+    assert (driver._farthest, driver._repairs_owed, chunk.sent) == (farthest_then, 0, 5)
+
+
+async def test_where_the_window_is_shut_or_nothing_is_read_no_data_leaves(start):
+    driver = start().driver
+    chunk = Chunk(
+        1, 1, 2, SlotBuffer(2, 8, session_id=5, security=driver._security, fw_lead=True), ready=True
+    )
+    session, limits = driver.session, []
+    driver.session = SimpleNamespace(window=15, take_odata=lambda limit, now: limits.append(limit))
+    found = [driver._send_data(SimpleNamespace(head=lambda head=head: head), 1.5) for head in (None, chunk)]
+    driver.session = session
+    assert found == [False, False]
+    assert limits == [1], "an eighth of the window"
+    assert (chunk.sent, driver.data_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize(
     ("window", "burst", "segment", "datagrams"),
     [
         (1, None, 1472, 1),
@@ -328,6 +385,7 @@ async def test_data_names_the_master_and_the_time_in_milliseconds(start):
         (8 * 88, None, 1472, 88),
         (16384, None, 1472, 352),
         (16384, None, 9000, 56),
+        (16384, None, 100, 352),
         (16384, 1500 * 10, 1472, 10),
         (16384, 1500 * 10 - 1, 1472, 9),
         (16384, 1, 1472, 1),
@@ -406,6 +464,167 @@ async def test_repairs_wait_for_no_data_where_none_may_leave(start):
     assert sent == [*["repairs"] * 3, *["data"] * 3, "repairs"], "one set is made up for, not three"
 
 
+class Turn:
+    """One turn of a driver's sending, without a socket: what it asked for and what left."""
+
+    def __init__(self, driver, *, reading=0, repairs=(), ready_at=0.0, full_after=10**6):
+        self.log = []
+        self.full_after = full_after
+        self.driver = driver
+        self.repairs = list(repairs)
+        self.ahead = SimpleNamespace(
+            repairs_reading=reading, request_repairs=lambda items: self.log.append(("read", items))
+        )
+        self.changed = {
+            "session": SimpleNamespace(
+                take_outgoing=lambda now: [(b"control", None), (b"to one", (HOST, 9))],
+                take_repairs=self._take_repairs,
+            ),
+            "_pacer": SimpleNamespace(ready_at=lambda now: ready_at),
+            "sender": SimpleNamespace(send=self._send),
+            "_send_repairs": lambda ahead, now: False,
+            "_send_data": lambda ahead, now: self._data(),
+        }
+
+    def _take_repairs(self, most):
+        self.log.append(("asked", most))
+        return self.repairs
+
+    def _send(self, data, segment, to):
+        if len(self.sent) >= self.full_after:
+            return False
+        self.log.append((bytes(data), segment, to))
+        return True
+
+    def _data(self):
+        self.driver._put(b"datadata", 4, self.driver.group)
+        return True
+
+    @property
+    def sent(self):
+        return [entry for entry in self.log if len(entry) == 3]
+
+    def send(self, now=1.0):
+        kept = {name: self.driver.__dict__.get(name) for name in self.changed}
+        self.driver.__dict__.update(self.changed)
+        went = self.driver._send(self.ahead, now)
+        for name, value in kept.items():
+            self.driver.__dict__.pop(name)
+            if value is not None:
+                setattr(self.driver, name, value)
+        return went
+
+
+class TestOneTurn:
+    async def test_control_packets_leave_before_data_to_the_group_or_to_one(self, start):
+        driver = start().driver
+        turn = Turn(driver)
+        assert turn.send()
+        assert turn.sent == [
+            (b"control", 7, driver.group),
+            (b"to one", 6, (HOST, 9)),
+            (b"datadata", 4, driver.group),
+        ]
+
+    async def test_a_full_socket_keeps_what_it_did_not_take_and_later_all_leaves_in_order(self, start):
+        driver = start().driver
+        turn = Turn(driver, full_after=1)
+        assert turn.send(), "something left"
+        assert turn.sent == [(b"control", 7, driver.group)]
+        assert not turn.send(), "nothing did, and nothing will before there is room"
+        assert turn.log == turn.sent, "no repairs are taken that could not leave"
+        turn.full_after = 10**6
+        turn.changed["session"].take_outgoing = lambda now: []
+        assert turn.send()
+        assert [data for data, _, _ in turn.sent] == [b"control", b"to one", b"datadata"]
+
+    async def test_data_that_fills_the_socket_ends_the_turn_without_another(self, start):
+        driver = start().driver
+        turn = Turn(driver, full_after=2)
+        assert not turn.send()
+        assert driver._unsent == (b"datadata", 4, driver.group)
+        driver._unsent = None
+
+    @pytest.mark.parametrize("repairs", [[], [(3, 3), (4, 4)]])
+    async def test_what_the_rate_does_not_let_out_yet_is_not_sent_but_repairs_are_read(self, start, repairs):
+        driver = start().driver
+        turn = Turn(driver, ready_at=1.001, repairs=repairs)
+        assert turn.send(1.0) == bool(repairs)
+        assert [data for data, _, _ in turn.sent] == [b"control", b"to one"]
+        assert [entry for entry in turn.log if entry[0] == "read"] == ([("read", repairs)] if repairs else [])
+        assert turn.send(1.001), "now it does"
+        assert turn.sent[-1] == (b"datadata", 4, driver.group)
+
+    @pytest.mark.parametrize(("reading", "asked"), [(0, [("asked", 64)]), (255, [("asked", 64)]), (256, [])])
+    async def test_repairs_are_taken_up_to_a_number_that_waits_to_be_sent(self, start, reading, asked):
+        turn = Turn(start().driver, reading=reading)
+        turn.send()
+        assert [entry for entry in turn.log if entry[0] == "asked"] == asked
+
+
+@pytest.mark.parametrize(
+    ("unsent", "reading", "head", "sendable", "until_then"),
+    [
+        (None, 0, None, 9, np.inf),
+        (None, 0, "chunk", 0, np.inf),
+        (None, 0, "chunk", 1, 7.5),
+        (None, 1, None, 0, 7.5),
+        ((b"x", 1, (GROUP, 9)), 1, "chunk", 9, np.inf),
+    ],
+)
+async def test_the_rate_is_waited_for_only_with_something_that_may_leave(
+    start, unsent, reading, head, sendable, until_then
+):
+    driver = start().driver
+    session, pacer = driver.session, driver._pacer
+    driver.session = SimpleNamespace(sendable=lambda: sendable)
+    driver._pacer = SimpleNamespace(ready_at=lambda now: now + 6.5)
+    driver._unsent = unsent
+    found = driver._paced_until(SimpleNamespace(repairs_reading=reading, head=lambda: head), 1.0)
+    driver.session, driver._pacer, driver._unsent = session, pacer, None
+    assert found == until_then
+
+
+class TestReading:
+    """What is read before the next turn; a read takes some of a made-up clock's time."""
+
+    @pytest.mark.parametrize(
+        ("seconds", "there", "reads", "brought"),
+        [
+            (0.0, 0, 1, False),
+            (0.0, 1, 2, True),
+            (0.0, 63, 64, True),
+            (0.0, 999, 64, True),
+            (0.004, 999, 3, True),
+            (0.00390625, 999, 3, True),
+            (0.0009765625, 999, 6, True),
+            (0.5, 1, 2, True),
+        ],
+    )
+    async def test_a_turn_ends_with_what_there_is_after_so_many_reads_or_so_much_time(
+        self, start, mock_clock, seconds, there, reads, brought
+    ):
+        driver = start().driver
+        reader, session, received, released, asked = driver.reader, driver.session, [], [], []
+
+        def read():
+            asked.append(1)
+            mock_clock.jump(seconds)
+            if len(asked) > there:
+                return None
+            owner = SimpleNamespace(release=lambda: released.append(1)) if len(asked) % 2 else None
+            return SimpleNamespace(owner=owner)
+
+        driver.reader = SimpleNamespace(read=read)
+        driver.session = SimpleNamespace(receive=lambda batch, now: received.append(now))
+        assert driver._receive() is brought
+        driver.reader, driver.session = reader, session
+        assert len(asked) == reads
+        assert len(received) == min(reads, there)
+        assert len(released) == -(-len(received) // 2)
+        assert received == [received[0] + seconds * number for number in range(len(received))] or not received
+
+
 async def test_blocks_that_come_too_late_for_repairs_come_in_another_round(start, nursery):
     test = start()
     # As if there had been no room for them: acknowledged, and missing when the server asks.
@@ -474,6 +693,91 @@ async def test_the_driver_sleeps_until_the_rate_lets_the_next_data_out(start, nu
     assert ready & set(until_then)
 
 
+async def test_a_driver_with_something_to_do_all_the_time_lets_others_run(start):
+    test, turns = start(), []
+
+    def receive():
+        turns.append(1)
+        assert len(turns) < 10**5
+        return True
+
+    test.driver._receive = receive
+    await until(lambda: len(turns) > 100)
+
+
+async def test_while_content_that_is_waited_for_is_being_read_the_driver_sleeps(start, nursery):
+    test = start()
+    test.source.readable = 0
+    until_then = sleeps(test.driver)
+    player = await test.player(nursery)
+    await until(lambda: test.driver._ahead.wanted(test.session.sendable() > 0))
+    slept = len(until_then)
+    test.driver.wake()
+    await until(lambda: len(until_then) > slept)
+    assert player.blocks == {}
+    test.source.go_on.set()
+    await until(lambda: player.complete)
+
+
+@pytest.mark.parametrize(("sendable", "window_open"), [(0, False), (1, True)])
+async def test_content_is_waited_for_where_a_single_packet_may_leave(
+    start, monkeypatch, sendable, window_open
+):
+    asked = []
+
+    def wanted(_, window_open):
+        asked.append(window_open)
+        return False
+
+    monkeypatch.setattr(ReadAhead, "wanted", wanted)
+    test = start()
+    test.session.sendable = lambda: sendable
+    await until(lambda: asked)
+    assert set(asked) == {window_open}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "story"),
+    [
+        (False, ["slept", "awake", "slept"]),
+        (True, ["read meanwhile", "read meanwhile", "announced", "slept", "awake", "announced", "slept"]),
+    ],
+)
+async def test_a_driver_that_waits_for_content_says_so_before_it_sleeps(start, monkeypatch, wanted, story):
+    log, told = [], trio.Event()
+    answers = iter([False, False, True, True])
+
+    def about_to_sleep():
+        answer = next(answers)
+        log.append("announced" if answer else "read meanwhile")
+        return answer
+
+    async def wait(deadline, *, writable):
+        log.append("slept")
+        if log.count("slept") == 2:
+            told.set()
+            await trio.sleep_forever()
+
+    async def close():
+        await trio.lowlevel.checkpoint()
+
+    worker = SimpleNamespace(about_to_sleep=about_to_sleep, awake=lambda: log.append("awake"), close=close)
+    ahead = SimpleNamespace(
+        worker=worker,
+        repairs_reading=0,
+        collect=lambda: None,
+        follow=lambda *plan: None,
+        head=lambda: None,
+        repairs=lambda: None,
+        wanted=lambda window_open: wanted,
+    )
+    monkeypatch.setattr("wdstransport.net.server_driver.ReadAhead", lambda *_, **__: ahead)
+    start().driver._waiter = SimpleNamespace(wait=wait, wake=lambda: None)
+    with trio.fail_after(PATIENCE):
+        await told.wait()
+    assert log == story
+
+
 class TestTheEnd:
     async def test_the_driver_sleeps_no_longer_than_a_closing_session_has_patience(self, start, nursery):
         test = start()
@@ -532,6 +836,16 @@ class TestTheEnd:
         test = start()
         test.driver.close(trio.current_time(), patience=1e6)
         await test.over()
+
+    async def test_who_is_told_has_a_second_to_leave_however_often_a_session_is_closed(self, start):
+        driver = start().driver
+        told, session = [], driver.session
+        driver.session = SimpleNamespace(close=lambda *reason: told.append(reason))
+        driver.close(100.0)
+        driver.close(100.5)
+        driver.session = session
+        assert driver._closing_at == 101.0
+        assert told == [(KickReason.FAIL, 100.0)]
 
     async def test_nobody_joins_a_session_that_closes(self, start, nursery):
         test = start()

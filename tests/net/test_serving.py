@@ -4,6 +4,7 @@ import gc
 import random
 import socket
 import warnings
+from dataclasses import replace
 
 import pytest
 import trio
@@ -19,10 +20,19 @@ from wdstransport.net.served_client import ClientRecords
 from wdstransport.net.serving import SessionSettings, check_rate, open_session
 from wdstransport.observe.events import ClientJoined, ClientLeft, SendingStarted, SessionEnded
 from wdstransport.protocol.loss import scaled_loss
+from wdstransport.protocol.parameters import ServerParameters
 from wdstransport.wire.application import ProgressReport, encode
 from wdstransport.wire.options import cpu_util, mem_util, net_util
-from wdstransport.wire.security import SecurityMode
-from wdstransport.wire.transport import Kick, KickReason, Leave, LeaveReason, Qcr
+from wdstransport.wire.security import SecurityMode, make_security
+from wdstransport.wire.transport import (
+    FW_LEAD_OPTION_LEN,
+    Kick,
+    KickReason,
+    Leave,
+    LeaveReason,
+    Qcr,
+    data_overhead,
+)
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -170,6 +180,38 @@ class TestOpening:
         await until(lambda: player.complete)
         assert player.data == image(largest)
         await player.leave()
+
+    async def test_a_block_leaves_forty_bytes_of_the_longest_datagram_beside_what_is_around_it(self):
+        largest = 65_507 - 40 - data_overhead(make_security(SecurityMode.CHECKSUM)) - FW_LEAD_OPTION_LEN
+        discard(Site(block_size=largest).open())
+        with pytest.raises(UsageError, match=f"blocks of {largest + 1} bytes"):
+            Site(block_size=largest + 1).open()
+
+    @pytest.mark.parametrize(
+        ("sndbuf", "unanswered"),
+        [(0, 16), (2048 * 17 - 1, 16), (2048 * 17, 17), (2048 * 512 - 1, 511), (2048 * 600, 512)],
+    )
+    async def test_as_many_joins_go_unanswered_as_the_socket_has_room_for_answers(
+        self, site, monkeypatch, sndbuf, unanswered
+    ):
+        opened, open_socket = [], site.places.open_socket
+
+        def with_buffer(*arguments):
+            opened.append(replace(open_socket(*arguments), sndbuf=sndbuf, warnings=("small",)))
+            return opened[0]
+
+        monkeypatch.setattr(site.places, "open_socket", with_buffer)
+        given = []
+
+        def parameters(**fields):
+            given.append(fields["join_acks_unanswered"])
+            return ServerParameters(**fields)
+
+        monkeypatch.setattr(serving, "ServerParameters", parameters)
+        served = site.open()
+        assert given == [unanswered]
+        assert served.warnings == ("small",)
+        discard(served)
 
     async def test_no_socket_is_left_when_there_is_no_group(self):
         site = Site()
@@ -335,6 +377,14 @@ class TestRunning:
             served.offer(asker)
         assert served.statistics().completed == site.completed == 2
 
+    async def test_an_offer_of_some_bytes_or_to_nobody_completes_nothing(self, run):
+        for data, asker in ((b"x", (HOST, 4001)), (b"", None)):
+            site = Site()
+            served = site.open(data)
+            run(served)
+            served.offer(asker)
+            assert served.statistics().completed == site.completed == 0
+
     async def test_who_asks_for_content_of_no_bytes_is_remembered_within_bounds(self, site, run, monkeypatch):
         monkeypatch.setattr(serving, "_ASKERS", 2)
         served = site.open(b"")
@@ -375,7 +425,7 @@ class TestRunning:
             rates.append(served.statistics().bytes_per_second)
             mock_clock.jump(2.0)
         assert rates[:3] == [0.0, 500.0, 250.0]
-        assert rates[7] > 0
+        assert rates[7] > 0 == rates[8], "the first snapshot is out"
         assert rates[-1] == 0.0
         discard(served)
 
@@ -387,8 +437,6 @@ class TestRunning:
 
 class TestEnding:
     async def test_a_session_that_nobody_joins_ends_as_idle(self, site, run, monkeypatch):
-        from wdstransport.protocol.parameters import ServerParameters
-
         monkeypatch.setattr(
             "wdstransport.net.serving.ServerParameters",
             lambda **fields: ServerParameters(**fields, inactivity_timeout=0.02),

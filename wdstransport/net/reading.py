@@ -125,7 +125,8 @@ class ReadAhead:
                 return
             first, count = piece
             length = self._length(first)
-            buffer = self._buffer(self._slots if first < self._total else 1, length, True)
+            # Buffers of one length are used in place of each other, so they are of one size.
+            buffer = self._buffer(self._slots if length == self._block_size else 1, length, True)
             chunk = Chunk(plan_number, first, count, buffer)
             self._chunks.append(chunk)
             self.worker.put(chunk)
