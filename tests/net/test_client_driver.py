@@ -627,14 +627,25 @@ class Bed:
     """A driver's sleeps, made up: how long each is meant to be."""
 
     def __init__(
-        self, driver, *, rcvbuf=16 << 20, deadline=1e6, turn=1e6, cache_room=0, room=1, starved=False
+        self,
+        driver,
+        *,
+        rcvbuf=16 << 20,
+        deadline=1e6,
+        answer=1e6,
+        turn=1e6,
+        cache_room=0,
+        room=1,
+        starved=False,
     ):
         self.driver = driver
         self.slept = []
         self.changed = {
             "_waiter": SimpleNamespace(pause=self.pause, wait=self.wait),
             "sockets": SimpleNamespace(group=SimpleNamespace(rcvbuf=rcvbuf)),
-            "session": SimpleNamespace(next_deadline=lambda: deadline, cache_room=cache_room),
+            "session": SimpleNamespace(
+                next_deadline=lambda: deadline, answer_deadline=lambda: answer, cache_room=cache_room
+            ),
             "reader": SimpleNamespace(starved=starved),
             "_room": room,
             "_next_turn": turn,
@@ -668,6 +679,11 @@ class TestSleeping:
             what, until_then = await bed.sleep(100.0, brought)
             assert what == "paused"
             assert until_then - 100 == pytest.approx(milliseconds / 1000, rel=1e-3)
+
+    async def test_a_nap_ends_when_an_answer_to_the_server_is_due(self, start):
+        driver = start().driver
+        assert await Bed(driver, answer=100.0004).sleep(100.0, 1 << 20) == ("paused", 100.0004)
+        assert await Bed(driver, answer=100.002).sleep(100.0, 1 << 20) == ("paused", 100.001)
 
     async def test_a_turn_that_brought_little_or_too_much_is_followed_by_no_nap(self, start):
         bed = Bed(start().driver, rcvbuf=16 << 20, deadline=105.0)

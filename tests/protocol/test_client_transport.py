@@ -1892,6 +1892,23 @@ def test_batch_with_holes_beyond_the_horizon_is_passed_on_up_to_it(client):
     client.odata(T, (2, 2), (5, 5), (7, 7), master=OTHER)
     (event,) = client.events()
     assert event.runs == [BlockRun(0, 1, 2), BlockRun(1, 1, 5)]
+    assert client.transport.refused == 1
+
+
+@pytest.mark.parametrize(
+    ("horizon", "blocks", "refused"),
+    [(5, (4, 5, 6, 7), 2), (5, (6, 7, 8), 3), (4, (6, 7), 2), (5, (4, 5), 0), (3, (4, 5), 2), (9, (2, 3), 0)],
+)
+def test_blocks_that_a_pipe_cannot_take_yet_count_as_refused_without_a_zero_nack(
+    client, horizon, blocks, refused
+):
+    client.application.horizon = horizon
+    client.odata(T, *blocks, master=ME)
+    assert client.transport.refused == refused
+    assert client.sent(Nack) == []
+    client.application.horizon = 20
+    client.odata(T, *((40 + block, block) for block in blocks), master=ME)
+    assert client.transport.refused == refused
 
 
 def test_master_acknowledges_packets_of_a_batch_with_holes_up_to_the_first(client):
