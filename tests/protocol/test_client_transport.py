@@ -406,6 +406,54 @@ def test_spm_alone_puts_joining_again_off_for_30_seconds_only(client):
     assert len(client.sent(Join)) == 1
 
 
+@pytest.mark.parametrize(
+    "weak",
+    [
+        lambda client, now: client.receive(poll(int(now - T), 0), now),
+        lambda client, now: client.odata(now, (int(now - T), 1)),
+        lambda client, now: client.odata(now, (1, 1), rdata=True),
+    ],
+    ids=["POLL", "ODATA of a block that is here", "RDATA of a block that is here"],
+)
+def test_what_is_for_others_puts_joining_again_off_for_30_seconds_only(client, weak):
+    client.odata(T, (1, 1))
+    for second in range(2, 30):
+        client.transport.heard(T + second)
+        weak(client, T + second)
+        client.transport.handle_timers(T + second)
+    client.transport.handle_timers(T + 29.999)
+    assert client.sent(Join) == []
+    client.transport.handle_timers(T + 30)
+    assert len(client.sent(Join)) == 1
+
+
+def test_block_that_was_missing_shows_that_the_client_is_served(client):
+    client.spm(T + 29, 1)
+    client.odata(T + 29.5, (1, 1))
+    assert client.timers.get(ClientTimer.REJOIN) == T + 34.5
+    client.spm(T + 59, 2)
+    assert client.timers.get(ClientTimer.REJOIN) == T + 59.5
+
+
+def test_client_that_is_not_heard_for_two_minutes_leaves_as_inactive_and_says_so(client):
+    assert joins_while(client, 1, 149.9, spm_until=200)[:3] == [30.0, 30.5, 31.5]
+    assert client.transport.state is ClientState.REGULAR
+    assert joins_while(client, 150, 160, spm_until=149) == []
+    assert client.sent(Leave) == []
+    assert client.transport.state is ClientState.OVER
+    assert client.events() == [Departed(Left.UNHEARD)]
+
+
+def test_client_that_is_not_heard_tells_the_server_all_the_same_that_it_leaves(client):
+    client.spm(T + 29, 1)
+    client.transport.handle_timers(T + 30)
+    for second in range(31, 154):
+        client.transport.heard(T + second)
+        client.transport.handle_timers(T + second)
+    (leave,) = client.sent(Leave)
+    assert leave.leave_reason is LeaveReason.INACTIVE
+
+
 def test_joining_again_is_repeated_though_spm_comes_until_it_is_answered(client):
     assert joins_while(client, 1, 42.4, spm_until=99) == [30.0, 30.5, 31.5, 33.5, 37.5]
     client.receive(JoinAck(ME, 0, 0, 0, ms(T)), T + 42.4)

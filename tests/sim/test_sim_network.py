@@ -3,7 +3,7 @@ from monitor import body_of
 from network import Bursts
 from scenario import MEGABYTE, Simulation, seeds
 
-POLLACK = 0x0D
+JOINACK, POLLACK = 0x03, 0x0D
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,47 @@ def test_a_client_the_server_gave_up_as_dead_ends_all_the_same(seed):
     sim.at(140.0, lambda: deaf.host.up.set(blocked=False))
     sim.run(600.0)
     assert clients[0].outcome == "complete"
-    assert deaf.outcome in ("complete", "inactive")
+    assert deaf.outcome in ("complete", "inactive", "unheard")
     sim.check(complete=[clients[0]])
+
+
+@pytest.mark.parametrize("seed", seeds(2))
+def test_a_client_that_the_group_no_longer_reaches_ends_though_its_joins_are_answered(seed):
+    """As with IGMP snooping without a querier: what is for it alone still comes."""
+    sim = Simulation(seed, size=4 * MEGABYTE, rate=3e6)
+    clients = sim.clients(sim.server(min_clients=3), 3)
+    down = clients[1].host.down
+    sim.at(0.5, lambda: setattr(down, "swallow", lambda datagram: body_of(datagram)[0] != JOINACK))
+    sim.run(600.0)
+    sim.check(expected={clients[1]: "inactive"})
+    assert 30.0 < clients[1].ended_at < 31.0
+
+
+@pytest.mark.parametrize("seed", seeds(2))
+def test_a_client_that_the_group_never_reaches_ends_and_so_does_its_session(seed):
+    sim = Simulation(seed)
+    server = sim.server()
+    deaf = sim.client(server)
+    deaf.host.down.swallow = lambda datagram: body_of(datagram)[0] != JOINACK
+    sim.run(600.0, to_the_end=True)
+    assert deaf.outcome == "inactive"
+    assert 30.0 < deaf.ended_at < 32.0
+    assert server.terminated
+
+
+@pytest.mark.parametrize("seed", seeds(2))
+def test_a_client_that_nobody_hears_ends_though_others_keep_the_session_busy(seed):
+    """Somebody's disk stands still, so that queries, and blocks for it, never end."""
+    sim = Simulation(seed, size=4 * MEGABYTE, rate=6e6)
+    server = sim.server(min_clients=3)
+    clients, disk = sim.clients(server, 2), sim.disk()
+    slow = sim.client(server, disk=disk)
+    clients[1].host.down.set(loss=0.05)
+    sim.when(lambda: slow.copy.stored > 500, disk.stall, 300.0)
+    sim.at(0.3, lambda: clients[1].host.up.set(blocked=True))
+    sim.run(600.0)
+    sim.check(expected={clients[1]: "unheard"})
+    assert clients[1].ended_at < 200.0
 
 
 @pytest.mark.parametrize("seed", seeds(2))

@@ -247,6 +247,11 @@ class Transfer:
                     f"nothing has come from {server} for 30 seconds; the server may have stopped, or the "
                     "network no longer delivers the group (IGMP snooping without a querier does that)"
                 )
+            case Left.UNHEARD:
+                raise NobodyAnsweredError(
+                    f"{server} has not heard this client for two minutes, though its own packets come; check "
+                    "that its session port passes the firewalls on the way there"
+                )
             case Left.INACTIVE:
                 raise NobodyAnsweredError(
                     f"{server} offered the content, but nobody let this client join; check that its session "

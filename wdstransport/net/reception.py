@@ -303,6 +303,12 @@ class Reception:
                 "trying again.",
                 int(reason),
             )
+        if departed.why is Left.UNHEARD:
+            raise NobodyAnsweredError(
+                f"{offer.server[0]} has not heard this client for two minutes, though its own packets come. "
+                f"Check the way there, and that its UDP port {offer.server[1]} passes the firewalls; then "
+                "start again."
+            )
         if self._joined_at is None:
             raise NobodyAnsweredError(
                 f"{offer.server[0]} offered the content, but nobody let this client join at port "

@@ -183,7 +183,12 @@ class ClientSession:
         elif multicast and isinstance(packet, JoinAck):
             reason = DropReason.NOT_FOR_US
         else:
+            # Another JOINACK answers this client's own JOIN. It does not show that the group still comes, and
+            # must not keep it waiting for that (deviation 60).
+            again = isinstance(packet, JoinAck) and self.transport.state is ClientState.REGULAR
             reason = self.transport.receive(packet, header.sender_time, now)
+            if again and reason is None:
+                return
         self._judged(reason, now)
 
     def _judged(self, reason: DropReason | None, now: float) -> None:

@@ -22,6 +22,7 @@ from wdstransport.protocol.events import (
 from wdstransport.protocol.loss import scaled_loss
 from wdstransport.protocol.outbox import Outbox, milliseconds
 from wdstransport.protocol.parameters import ClientParameters
+from wdstransport.protocol.presence import Presence
 from wdstransport.protocol.timers import ClientTimer, TimerTable
 from wdstransport.wire.batch import DataRecords
 from wdstransport.wire.options import CAP_MULTISTREAM, Option, OptionId
@@ -116,8 +117,7 @@ class ClientTransport:
         self._zero_nack_sent = False
         self._nack_repeats = 0
         self._last_nacked = (0, 0)
-        self._weak_until = now
-        self._rejoin_wait = parameters.join_interval
+        self._presence = Presence(parameters, now)
         self._arrived: list[BlockRun] = []
         self.timers.set(ClientTimer.INACTIVITY, now + parameters.inactivity_timeout)
         self._send_join(now)
@@ -197,30 +197,21 @@ class ClientTransport:
                 return DropReason.STATE
 
     def _counted_in(self, now: float, *, strongly: bool = True) -> None:
-        """A sign that the server has somebody in its session, perhaps this client.
-
-        A server that hears its clients answer QCC goes on to SPM at once. One that does not may have
-        forgotten this client, whose first QCRs were all lost, and has no packet to say so (deviation 56). An
-        SPM alone is a weak sign: while a start waits for more clients, it is all that anybody hears.
-        """
+        """A sign that the server has somebody in its session, and `strongly` that it has this client."""
         if self.application.complete:
             # To a server that keeps a record for every JOIN (3.1.5.2.1) joining again makes another client,
             # and leaves it waiting for this one's ACKs. Who misses nothing has no reason to.
             self.timers.stop(ClientTimer.REJOIN)
             return
-        interval = self.parameters.rejoin_interval
-        if strongly:
-            self._weak_until = now + 6 * interval
-            self._rejoin_wait = self.parameters.join_interval
-        self.timers.set(ClientTimer.REJOIN, min(now + interval, max(now, self._weak_until)))
+        due = self._presence.served(now) if strongly else self._presence.seen(now)
+        self.timers.set(ClientTimer.REJOIN, due)
 
     def _rejoin_timer(self, now: float) -> None:
+        if self._presence.hopeless(now):
+            self.leave(LeaveReason.INACTIVE, now, Departed(Left.UNHEARD))
+            return
         self.outbox.put(self._join)
-        # This JOIN or its answer may be lost, too: the next one comes as soon as at the beginning, but ever
-        # less often for a server that is gone. Until it is answered, SPM must not put it off.
-        self._weak_until = now + min(self._rejoin_wait, self.parameters.rejoin_interval)
-        self._rejoin_wait *= 2
-        self.timers.set(ClientTimer.REJOIN, self._weak_until)
+        self.timers.set(ClientTimer.REJOIN, self._presence.asked(now))
 
     def _on_spm(self, packet: Spm, sender_time: int, now: float) -> DropReason | None:
         """3.2.5.9."""
@@ -284,7 +275,7 @@ class ClientTransport:
         if not self.application.is_query(packet.app_data):
             return DropReason.FIELD  # deviation 69
         self._last_poll_seq_no = packet.poll_seq_no
-        self._counted_in(now)
+        self._counted_in(now, strongly=False)
         self.timers.set(ClientTimer.POLL, now + self._answer_wait(packet.back_off / 1000))
         return None
 
@@ -331,7 +322,8 @@ class ClientTransport:
         if not (self._on_repairs(records) if repairs else self._on_stretch(records)):
             for run, wanted in runs_of(records):
                 self._on_run(records, run, wanted, dropped)
-        if self._arrived:
+        news = bool(self._arrived)
+        if news:
             runs, self._arrived = self._arrived, []
             blocks = sum([run.rows for run in runs])
             self.events.append(
@@ -345,7 +337,7 @@ class ClientTransport:
                 )
             )
         if sum(number for _, number in dropped) < count:
-            self._counted_in(now)
+            self._counted_in(now, strongly=news)
         self._manage_nack(now)
         return dropped
 

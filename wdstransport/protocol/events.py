@@ -124,6 +124,7 @@ class Left(Enum):
     COMPLETE = "complete"
     CANCELLED = "cancelled"
     INACTIVE = "inactive"
+    UNHEARD = "unheard"
     KICKED = "kicked"
 
 

@@ -97,6 +97,9 @@ class ClientParameters:
     max_cache_size: int = 2_097_152
     rejoin_interval: float = 5.0
     """Silence (no SPM, POLL, ODATA or RDATA) after which a client sends its JOIN again (deviation 56)."""
+    unheard_timeout: float = 120.0
+    """How long that JOIN may stay unanswered while the server is heard. A server forgets who is silent for so
+    long at the latest, as it looks every ClientDeadTimeout for who was silent for as long."""
     max_nack_wait: float = 0.05
     """Longest wait between NACKs that bring nothing (deviation 57)."""
     max_nack_ranges: int = 80
