@@ -33,7 +33,7 @@ from wdstransport.net.waiting import open_tasks
 from wdstransport.observe.events import RequestRefused, ServerEvent, ServerListening, Warned
 from wdstransport.observe.statistics import ServerStatistics
 from wdstransport.protocol.allowance import Allowance
-from wdstransport.protocol.server_transport import DemoteTarget
+from wdstransport.protocol.clients import DemoteTarget
 from wdstransport.wire.initiation import ErrorReply, InitiationPacket, Reply, Request
 from wdstransport.wire.transport import KickReason
 

@@ -12,10 +12,10 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 
 from wdstransport.protocol.client_session import ClientSession
+from wdstransport.protocol.clients import DemoteTarget
 from wdstransport.protocol.events import BlocksArrived, Demoted, Left
 from wdstransport.protocol.parameters import ClientParameters, ServerParameters
 from wdstransport.protocol.server_session import ServerSession
-from wdstransport.protocol.server_transport import DemoteTarget
 from wdstransport.wire import application, initiation, keys, transport
 from wdstransport.wire.answers import decode_answer, encode_answer
 from wdstransport.wire.batch import Batch, parse_data

@@ -927,6 +927,17 @@ def test_each_packet_of_a_mixed_batch_is_acknowledged_up_to_the_hole_behind_it(c
     assert [ack.odata_seq_no for ack in client.sent(Ack)] == [3, 3, 6, 7]
 
 
+def test_reports_name_the_highest_packet_that_came_and_not_the_highest_that_was_sent(client):
+    client.odata(T, 1, 2, 5, master=OTHER)
+    client.spm(T + 1, 1, master=OTHER, lead=9, high=1)
+    assert client.data.end == 9
+    client.receive(Qcc(1, 0), T + 1)
+    client.transport.handle_timers(T + 1.1)
+    sent = client.sent()
+    assert [packet.hi_odata_seq_no for packet in sent if isinstance(packet, Qcr)] == [5]
+    assert [packet.hi_odata_seq_no for packet in sent if isinstance(packet, Nack)][-1] == 5
+
+
 def test_repair_that_fills_the_gap_lets_the_ack_jump(client):
     client.odata(T, 1, 2, 4, 5, 6, master=ME)
     client.sent()

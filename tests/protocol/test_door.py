@@ -5,8 +5,8 @@ from protocol_scripts import T
 from session_scripts import SESSION, ServerWire
 
 from wdstransport.protocol.allowance import Allowance
+from wdstransport.protocol.clients import DemoteTarget
 from wdstransport.protocol.door import Door
-from wdstransport.protocol.server_transport import DemoteTarget
 from wdstransport.wire.security import ChecksumSecurity
 from wdstransport.wire.transport import (
     Ack,
@@ -123,6 +123,16 @@ def test_a_client_s_nacks_beyond_its_share_are_dropped_unread_and_not_repeated_t
     assert len(script.sent(now, Ncf)) == 1, "another client has a share of its own"
     script.hear(nack, 10, now + 0.1)
     assert len(script.sent(now + 0.1, Ncf)) == 1, "the share grows again"
+
+
+def test_joining_again_does_not_give_a_client_a_new_share():
+    script = ServerWire(nack_work_per_second=1.0, nack_work_burst=20.0, nack_own_work=20.0)
+    (one,), now = sending(script, 10)
+    nack = Nack(one, 1, 0, ())
+    for _ in range(2):
+        script.hear(nack, 10, now)
+        script.hear(Join("pc", bytes(4), bytes(6)), 10, now)
+    assert script.session.dropped == {"too_many_nacks": 1}
 
 
 def test_the_numbers_a_nack_makes_the_server_look_at_are_charged():

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from protocol_scripts import STEADY, T, address, ms, snapshot
 from session_scripts import SESSION, ServerWire, broken
 
+from wdstransport.protocol.clients import DemoteTarget
 from wdstransport.protocol.events import ClientActive, ClientGone, Gone, SendingBegan, Terminated
 from wdstransport.protocol.server_application import ApplicationState
 from wdstransport.protocol.server_data import ODataRun
-from wdstransport.protocol.server_transport import DemoteTarget, ServerState
+from wdstransport.protocol.server_transport import ServerState
 from wdstransport.wire.application import CntCir, ProgressReport, SrvCir
 from wdstransport.wire.application import encode as encode_application
 from wdstransport.wire.batch import Batch

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from protocol_scripts import STEADY, ServerScript, T, address, ms
 
+from wdstransport.protocol.clients import DemoteTarget
 from wdstransport.protocol.events import ClientActive, ClientGone, Gone, Terminated
 from wdstransport.protocol.parameters import ServerParameters
-from wdstransport.protocol.server_transport import DemoteTarget, ServerState
+from wdstransport.protocol.server_transport import ServerState
 from wdstransport.protocol.timers import ServerTimer
 from wdstransport.wire.options import CAP_MULTISTREAM, Option, capabilities, cpu_util, mem_util, net_util
 from wdstransport.wire.transport import (
@@ -1281,6 +1282,15 @@ def test_closing_kicks_everybody_in_packets_of_200(server):
     assert server.application.named("clients_changed")[-1] == ("clients_changed", T + 1)
 
 
+def test_closing_kicks_all_who_have_not_confirmed_however_many_they_are(server):
+    clients = {server.join(number, T) for number in range(1, 302)}
+    server.sent()
+    server.transport.close(KickReason.FAIL, T + 0.1)
+    packets = [packet for packet, to in server.sent(Kick) if to is None]
+    assert [len(packet.clients) for packet in packets] == [200, 101]
+    assert {client for packet in packets for client, _ in packet.clients} == clients
+
+
 def test_closing_repeats_kick_sooner_until_everybody_has_left(server):
     (one, two), now = server.data_state(1, 2)
     server.transport.close(KickReason.FALLBACK, now)
@@ -1427,6 +1437,17 @@ def test_demote_is_repeated_every_500_ms_until_the_client_has_left(server):
     server.transport.handle_timers(T + 1.5)
     assert server.sent(Demote) == []
     assert ServerTimer.DEMOTE not in server.timers
+
+
+def test_demote_is_repeated_to_each_client_with_the_lower_session_that_it_was_meant_for(server):
+    one, two, three = (server.activate(number, T) for number in (1, 2, 3))
+    lowest = DemoteTarget(98, bytes([239, 0, 0, 8]), 7007, bytes([10, 0, 0, 8]), 7008)
+    for client, target in ((one, LOWER), (two, lowest), (three, LOWER)):
+        server.transport.demote(client, target, T)
+    server.sent()
+    server.transport.handle_timers(T + 0.5)
+    told = [(packet.lower_session_id, packet.clients) for packet, _ in server.sent(Demote)]
+    assert told == [(99, (one, three)), (98, (two,))]
 
 
 def test_demote_names_the_lower_session_it_was_asked_for_last(server):

@@ -267,7 +267,7 @@ class Server(Driver):
 
     def demote(self, receiver: Receiver, to: Server) -> bool:
         """Send a receiver to another session; whether the server knew it."""
-        from wdstransport.protocol.server_transport import DemoteTarget
+        from wdstransport.protocol.clients import DemoteTarget
 
         target = DemoteTarget(to.session_id, packed(to.group[0]), to.group[1], packed(to.host.ip), to.port)
         done = self.session.demote(self.client_id(receiver), target, self.now())

@@ -15,7 +15,8 @@ from world import World
 
 from wdstransport.wire.batch import Batch
 
-_SPM, _JOIN, _JOINACK, _ODATA, _RDATA, _ACK, _NACK, _POLLACK = 0x01, 0x02, 0x03, 0x06, 0x07, 0x08, 0x09, 0x0D
+_SPM, _JOIN, _JOINACK, _QCR, _ODATA, _RDATA = 0x01, 0x02, 0x03, 0x05, 0x06, 0x07
+_ACK, _NACK, _POLLACK = 0x08, 0x09, 0x0D
 _RANGES = 64
 
 
@@ -131,7 +132,11 @@ class Witness:
             self._joins.add(datagram[at : at + 8])  # SenderTime, which JOINACK echoes
         elif op_code == _ACK:
             self._acknowledged(*struct.unpack_from(">QQQ", body, 4))
+        elif op_code == _QCR:
+            if body[38:40] != b"\0\0":  # without a payload it answers JOINACK, and reports nothing (2.2.8.1)
+                self._reported(int.from_bytes(body[22:30]))
         elif op_code == _NACK:
+            self._reported(int.from_bytes(body[4:12]))
             count = int.from_bytes(body[20:22])
             self._asked([struct.unpack_from(">QQ", body, 22 + 16 * index) for index in range(count)])
         elif op_code == _POLLACK:
@@ -145,6 +150,10 @@ class Witness:
         self._continuous = reach
         if seq > reach:
             self._world.fail(f"{self._name} acknowledged {seq}, but {reach + 1} never came")
+        self._reported(highest)
+
+    def _reported(self, highest: int) -> None:
+        """HiODATASeqNo is no higher than what came, or Trail (3.2.5.9, 3.2.5.13)."""
         if highest > max(self._highest, self._trail):
             self._world.fail(f"{self._name} says it received {highest}, but {self._highest} is the highest")
 

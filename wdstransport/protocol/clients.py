@@ -9,9 +9,20 @@ from math import inf
 from wdstransport.protocol.allowance import Allowance
 from wdstransport.wire.transport import KickReason
 
-__all__ = ["Address", "ClientLists", "ClientRecord"]
+__all__ = ["Address", "ClientLists", "ClientRecord", "DemoteTarget"]
 
 Address = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoteTarget:
+    """The slower session that demoted clients are to join (MS-WDSMT 2.2.13)."""
+
+    session_id: int
+    multicast_address: bytes
+    multicast_port: int
+    unicast_address: bytes
+    unicast_port: int
 
 
 @dataclass(slots=True)
@@ -31,6 +42,7 @@ class ClientRecord:
     rtt: float = 0.0
     supports_demote: bool = False
     kick_reason: KickReason = KickReason.POLICY_NOT_MET
+    demote_target: DemoteTarget | None = None
     join_ack_send_count: int = 0
     join_ack_due: float = 0.0
     join_acks_unanswered: int = 0

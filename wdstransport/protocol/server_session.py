@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 
-from wdstransport.protocol.clients import Address, ClientRecord
+from wdstransport.protocol.clients import Address, ClientRecord, DemoteTarget
 from wdstransport.protocol.door import Door
 from wdstransport.protocol.events import ClientGone, Gone, ServerSessionEvent
 from wdstransport.protocol.parameters import ServerParameters
 from wdstransport.protocol.server_application import ApplicationState, ServerApplication
 from wdstransport.protocol.server_data import ODataRun
-from wdstransport.protocol.server_transport import DemoteTarget, ServerState, ServerTransport
+from wdstransport.protocol.server_transport import ServerState, ServerTransport
 from wdstransport.wire.answers import decode_answer, encode_answer
 from wdstransport.wire.batch import Batch
 from wdstransport.wire.security import Security

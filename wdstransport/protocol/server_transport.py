@@ -8,12 +8,11 @@ and get their SenderTime when they leave (deviation 34).
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 from wdstransport.protocol.allowance import Allowance
-from wdstransport.protocol.clients import Address, ClientLists, ClientRecord
+from wdstransport.protocol.clients import Address, ClientLists, ClientRecord, DemoteTarget
 from wdstransport.protocol.events import ClientActive, ClientGone, Gone, ServerSessionEvent, Terminated
 from wdstransport.protocol.loss import unscaled_loss
 from wdstransport.protocol.outbox import Outbox, milliseconds
@@ -41,7 +40,7 @@ from wdstransport.wire.transport import (
     TransportPacket,
 )
 
-__all__ = ["DemoteTarget", "ServerState", "ServerTransport", "ServerTriggers"]
+__all__ = ["ServerState", "ServerTransport", "ServerTriggers"]
 
 _UINT32 = 0xFFFFFFFF
 _LONGEST_RTT = 10.0
@@ -72,17 +71,6 @@ class ServerTriggers(Protocol):
         """The Active Client List or the master changed."""
 
 
-@dataclass(frozen=True, slots=True)
-class DemoteTarget:
-    """The slower session that demoted clients are to join (MS-WDSMT 2.2.13)."""
-
-    session_id: int
-    multicast_address: bytes
-    multicast_port: int
-    unicast_address: bytes
-    unicast_port: int
-
-
 class ServerTransport:
     """One multicast session's transport, on the server.
 
@@ -111,7 +99,6 @@ class ServerTransport:
         self._next_poll_seq_no = 1
         self._next_qcc_seq_no = 1
         self._wait_time = 0.0
-        self._demote_target: DemoteTarget | None = None
         unanswered = parameters.join_acks_unanswered
         self._join_acks = Allowance(unanswered / 2, unanswered, now)
         self.timers.set(ServerTimer.INACTIVITY, now + parameters.inactivity_timeout)
@@ -416,7 +403,7 @@ class ServerTransport:
         record = self.clients.active.get(client_id)
         if record is None or not record.supports_demote:
             return False
-        self._demote_target = target
+        record.demote_target = target
         record.join_ack_send_count = 0
         self.clients.demote(record)
         if ServerTimer.DEMOTE not in self.timers:
@@ -426,19 +413,21 @@ class ServerTransport:
         return True
 
     def _send_demote(self) -> None:
-        target = self._demote_target
-        assert target is not None
-        demoted = tuple(self.clients.demoted)
-        for start in range(0, len(demoted), MAX_DEMOTE_CLIENTS):
-            packet = Demote(
-                target.session_id,
-                target.multicast_address,
-                target.multicast_port,
-                target.unicast_address,
-                target.unicast_port,
-                demoted[start : start + MAX_DEMOTE_CLIENTS],
-            )
-            self.outbox.put(packet)
+        by_target: dict[DemoteTarget, list[int]] = {}
+        for client_id, record in self.clients.demoted.items():
+            assert record.demote_target is not None
+            by_target.setdefault(record.demote_target, []).append(client_id)
+        for target, demoted in by_target.items():
+            for start in range(0, len(demoted), MAX_DEMOTE_CLIENTS):
+                packet = Demote(
+                    target.session_id,
+                    target.multicast_address,
+                    target.multicast_port,
+                    target.unicast_address,
+                    target.unicast_port,
+                    tuple(demoted[start : start + MAX_DEMOTE_CLIENTS]),
+                )
+                self.outbox.put(packet)
 
     # ------------------------------------------------------------------ QCC state
 
