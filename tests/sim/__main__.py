@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--late", type=float, help="let the last client join so many seconds later")
     for trouble in ("loss", "duplicate", "reorder", "bit-error", "jitter"):
         parser.add_argument(f"--{trouble}", type=float, default=0.0)
+    parser.add_argument("--until", type=float, default=3600.0, help="seconds of virtual time")
     parser.add_argument("--pcapng", type=Path)
     options = parser.parse_args()
     sim = Simulation(
@@ -41,7 +42,7 @@ def main() -> None:
     sim.clients(server, options.clients - late)
     if late:
         sim.at(options.late, sim.client, server)
-    sim.run()
+    sim.run(options.until)
     sim.check()
     for receiver in sim.receivers:
         print(f"{receiver.name}: {receiver.outcome} at {receiver.ended_at:.3f} s")
