@@ -284,7 +284,7 @@ class TestAsAConsumer:
             ({"everything": True}, True),
             ({"sink": Piped()}, True),
         ],
-        ids=str,
+        ids=["room", "just enough room", "little room", "stalled", "everything has come", "a pipe"],
     )
     async def test_writes_wake_the_driver_only_where_something_waits_for_them(self, facts, asks):
         test = Test(target=facts.get("sink", MemorySink()))
