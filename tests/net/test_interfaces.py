@@ -80,8 +80,9 @@ def attributes(*pairs):
     return b"".join(padded(struct.pack("=HH", 4 + len(value), kind) + value) for kind, value in pairs)
 
 
-def link_message(index, flags, *pairs):
-    return netlink_message(16, struct.pack("=BxHiII", 0, 1, index, flags, 0) + attributes(*pairs))
+def link_message(index, flags, *pairs, unpadded=0):
+    body = struct.pack("=BxHiII", 0, 1, index, flags, 0) + attributes(*pairs)
+    return netlink_message(16, body[: len(body) - unpadded])
 
 
 def address_message(index, address, *, flags=0, kind=2, family=None, more=()):
@@ -116,7 +117,7 @@ def test_what_the_kernel_tells_becomes_interfaces_in_the_order_of_their_numbers(
     addresses = Netlink(
         [address_message(9, "10.0.9.1"), address_message(4, "10.0.0.1", kind=2, more=((1, peer),))],
         [
-            address_message(9, "10.0.1.1", kind=1),
+            address_message(9, "10.0.1.1", kind=1, flags=tentative),
             address_message(9, "fe80::9", kind=1),
             address_message(9, "fd99::2", kind=1, flags=deprecated),
             address_message(9, "fd99::9", kind=1),
@@ -137,15 +138,17 @@ def test_what_the_kernel_tells_becomes_interfaces_in_the_order_of_their_numbers(
                 (name, b"eth9\0"),
                 (mtu | 0x8000, struct.pack("=I", 9000)),
             ),
-            link_message(4, up, (address, b""), (name, b"tun4\0"), (mtu, struct.pack("=I", 1400))),
+            link_message(
+                4, up, (address, b""), (mtu, struct.pack("=I", 1400)), (name, b"tun4\0"), unpadded=3
+            ),
         ],
         [
             link_message(
                 1, up | loopback, (name, b"lo\0"), (address, bytes(6)), (mtu, struct.pack("=I", 65536))
             ),
             link_message(5, 0, (name, b"ib0\0"), (address, bytes(range(20))), (mtu, struct.pack("=I", 2044))),
-            DONE,
         ],
+        [netlink_message(3, b"")],
     )
     netlinks = [addresses, links]
     opened = []
