@@ -229,6 +229,12 @@ async def test_interface_without_an_address_is_a_usage_error(namespace, monkeypa
             await server.open(nursery)
 
 
+async def test_server_that_is_not_open_yet_has_no_sessions_to_show(make):
+    shown = make().statistics()
+    assert (shown.sessions, shown.requests, shown.refused, shown.completed) == ((), 0, 0, 0)
+    assert shown.dropped == {}
+
+
 # ------------------------------------------------------------------ Close
 
 

@@ -312,6 +312,18 @@ class TestLeaving:
         await test.over()
         assert any(isinstance(packet, Leave) for packet in test.server.taken())
 
+    async def test_a_cancelled_client_takes_half_a_second_at_most_for_its_leave(self, start, mock_clock):
+        test, given = start(), []
+
+        async def farewell(until_then):
+            given.append(until_then - trio.current_time())
+
+        test.driver._farewell = farewell
+        await wait_all_tasks_blocked()
+        test.scope.cancel()
+        await test.over()
+        assert given == [0.5]
+
 
 class TestStrangers:
     async def test_what_a_stranger_sends_to_the_group_is_counted_and_has_no_effect(self, start):

@@ -198,7 +198,24 @@ class TestListener:
         other = (socket.SOL_SOCKET, initiation._IP_PKTINFO, b"")
         back = (socket.IPPROTO_IP, initiation._IP_PKTINFO, struct.pack("=i4s4s", 0, here, bytes(4)))
         assert door.listener._destination([other, info]) == ("10.0.0.1", [back])
-        assert door.listener._destination([other]) == (None, [])
+        for level, kind in (
+            (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT),
+            (socket.SOL_SOCKET, socket.IPV6_PKTINFO),
+            (socket.IPPROTO_IP, socket.IP_TTL),
+        ):
+            assert door.listener._destination([other, (level, kind, bytes(20))]) == (None, [])
+
+    @pytest.mark.parametrize(
+        ("source", "endpoint"),
+        [
+            (("192.0.2.1", 9), ("192.0.2.1", 9)),
+            (("2001:db8::1", 9, 0, 0), ("2001:db8::1", 9)),
+            (("fe80::1", 9, 0, 3), ("fe80::1%3", 9)),
+            (("fe80::1%3", 9, 0, 3), ("fe80::1%3", 9)),
+        ],
+    )
+    async def test_a_zone_is_part_of_who_asks_once(self, door, source, endpoint):
+        assert door.listener._endpoint(source) == endpoint
 
     async def test_a_request_that_came_to_no_address_is_not_answered(self, nursery, asker):
         door = Door(nursery)

@@ -80,8 +80,9 @@ def attributes(*pairs):
     return b"".join(padded(struct.pack("=HH", 4 + len(value), kind) + value) for kind, value in pairs)
 
 
-def link_message(index, flags, *pairs):
-    return netlink_message(16, struct.pack("=BxHiII", 0, 1, index, flags, 0) + attributes(*pairs))
+def link_message(index, flags, *pairs, unpadded=0):
+    body = struct.pack("=BxHiII", 0, 1, index, flags, 0) + attributes(*pairs)
+    return netlink_message(16, body[: len(body) - unpadded])
 
 
 def address_message(index, address, *, flags=0, kind=2, family=None, more=()):
@@ -116,7 +117,7 @@ def test_what_the_kernel_tells_becomes_interfaces_in_the_order_of_their_numbers(
     addresses = Netlink(
         [address_message(9, "10.0.9.1"), address_message(4, "10.0.0.1", kind=2, more=((1, peer),))],
         [
-            address_message(9, "10.0.1.1", kind=1),
+            address_message(9, "10.0.1.1", kind=1, flags=tentative),
             address_message(9, "fe80::9", kind=1),
             address_message(9, "fd99::2", kind=1, flags=deprecated),
             address_message(9, "fd99::9", kind=1),
@@ -131,21 +132,23 @@ def test_what_the_kernel_tells_becomes_interfaces_in_the_order_of_their_numbers(
     links = Netlink(
         [
             link_message(
+                4, up, (address, b""), (mtu, struct.pack("=I", 1400)), (name, b"tun4\0"), unpadded=3
+            ),
+            link_message(
                 9,
                 up | multicast,
                 (address, b"\2\0\0\0\0\7"),
                 (name, b"eth9\0"),
                 (mtu | 0x8000, struct.pack("=I", 9000)),
             ),
-            link_message(4, up, (address, b""), (name, b"tun4\0"), (mtu, struct.pack("=I", 1400))),
         ],
         [
             link_message(
                 1, up | loopback, (name, b"lo\0"), (address, bytes(6)), (mtu, struct.pack("=I", 65536))
             ),
             link_message(5, 0, (name, b"ib0\0"), (address, bytes(range(20))), (mtu, struct.pack("=I", 2044))),
-            DONE,
         ],
+        [netlink_message(3, b"")],
     )
     netlinks = [addresses, links]
     opened = []
@@ -190,6 +193,62 @@ def test_what_the_kernel_refuses_to_tell_is_an_error_with_its_number(monkeypatch
 def test_attribute_that_cannot_be_ends_the_list_of_them(rest):
     found = interfaces._attributes(memoryview(attributes((1, b"x"), (9, b"")) + rest))
     assert {kind: bytes(value) for kind, value in found.items()} == {1: b"x", 9: b""}
+
+
+class Probe:
+    """A socket that only notes what it is bound and connected to."""
+
+    def __init__(self, family, kind):
+        assert kind == socket.SOCK_DGRAM
+        self.family = family
+        self.noted = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def bind(self, address):
+        self.noted.append(address)
+
+    connect = bind
+
+    def getsockname(self):
+        return ("fe80::99", 40000, 0, 3) if self.family == socket.AF_INET6 else ("10.0.0.9", 40000)
+
+
+@pytest.fixture
+def probes(monkeypatch):
+    made = []
+
+    def make(family, kind):
+        made.append(Probe(family, kind))
+        return made[-1]
+
+    monkeypatch.setattr(interfaces.socket, "socket", make)
+    return made
+
+
+def test_address_is_tried_on_a_port_that_the_system_chooses(probes):
+    assert all(map(interfaces._is_bindable, ("10.0.0.9", "fd99::1", "fe80::99%3")))
+    assert [probe.noted for probe in probes] == [
+        [("10.0.0.9", 0)],
+        [("fd99::1", 0, 0, 0)],
+        [("fe80::99", 0, 0, 3)],
+    ]
+
+
+def test_route_is_looked_for_to_the_port_asked_or_to_some_port_where_none_is(probes):
+    asked = [("192.0.2.1", 5041), ("192.0.2.1", 0), ("fe80::1%3", 5041), ("fe80::1%3", 0)]
+    found = [interfaces._local_address(endpoint) for endpoint in asked]
+    assert found == ["10.0.0.9", "10.0.0.9", "fe80::99%3", "fe80::99%3"]
+    assert [probe.noted for probe in probes] == [
+        [("192.0.2.1", 5041)],
+        [("192.0.2.1", 9)],
+        [("fe80::1", 5041, 0, 3)],
+        [("fe80::1", 9, 0, 3)],
+    ]
 
 
 def test_machine_without_any_interface_says_so(monkeypatch):

@@ -348,6 +348,13 @@ async def test_repairs_are_read_each_under_its_number_the_short_block_apart():
         assert reader.ahead.repairs_reading == 0
 
 
+async def test_a_single_repair_that_is_being_read_is_waited_for():
+    async with Reader(image(10_000), 1000) as reader:
+        assert not reader.ahead.wanted(False)
+        reader.ahead.request_repairs([(40, 3)])
+        assert reader.ahead.wanted(False)
+
+
 async def test_many_repairs_come_in_sets_of_bounded_size_whose_buffers_are_used_again():
     async with Reader(image(1_000_000), 1000) as reader:
         buffers = set()

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import trio
-from loopback import HOST, Events
+import trio.testing
+from loopback import HOST, PATIENCE, Events
 
 from wdstransport.content.files import FileSink
 from wdstransport.content.pipes import PipeSink
@@ -162,12 +163,12 @@ class TestATurn:
         test = Test(zero=trio.current_time() - 100)
         begun = trio.current_time()
         rates, next_turns = [], []
-        for late, stored in ((0, 0), (0.5, 3000), (2.5, 5000), (2.5, 5000), (3, 5000)):
+        for late, stored in ((0.5, 3000), (2.5, 5000), (2.5, 5000), (3, 5000)):
             test.driver.stored = stored
             next_turns.append(test.reception._turn(begun + late) - begun - late)
             rates.append(test.told[-1].bytes_per_second)
-        assert rates == [0.0, 6000.0, 1000.0, 0.0, 0.0]
-        assert next_turns == pytest.approx([0.5] * 5)
+        assert rates == [6000.0, 1000.0, 0.0, 0.0]
+        assert next_turns == pytest.approx([0.5] * 4)
         test.driver.received = 7000
         test.reception._turn(begun + 3)
         assert test.told[-1] == Progress(
@@ -286,7 +287,7 @@ class TestAsAConsumer:
             ({"everything": True}, True),
             ({"sink": Piped()}, True),
         ],
-        ids=str,
+        ids=["room", "just enough room", "little room", "stalled", "everything has come", "a pipe"],
     )
     async def test_writes_wake_the_driver_only_where_something_waits_for_them(self, facts, asks):
         test = Test(target=facts.get("sink", MemorySink()))
@@ -303,8 +304,117 @@ class TestAsAConsumer:
         assert asked == ["handed over", *["asked"] * asks]
 
 
+class TestATransfer:
+    """With a driver that runs as the test says, and a writer that only ends."""
+
+    @pytest.fixture
+    def log(self):
+        return []
+
+    @pytest.fixture
+    def run(self, monkeypatch, log):
+        """Runs a reception's transfer into a sink; its driver's run is a function of the driver."""
+
+        async def begin(test, how):
+            sink = test.settings.target
+            sink.abandon = lambda: log.append("abandoned")
+            warned = SimpleNamespace(
+                group=SimpleNamespace(warnings=("small for reading",)),
+                own=SimpleNamespace(warnings=("small for sending",)),
+            )
+
+            class Made(Driver):
+                def __init__(self, session, sockets, consumer, **options):
+                    super().__init__()
+                    assert (sockets, consumer) == (warned, test.reception)
+                    self.session = session
+                    self.options = options
+                    self.departed = None
+
+                def wake(self):
+                    log.append("woken")
+
+                async def run(self):
+                    log.append("ran")
+                    self.departed = await how(self)
+
+            async def close():
+                await trio.lowlevel.checkpoint()
+                log.append("closed")
+
+            monkeypatch.setattr(reception, "open_sockets", lambda offer: warned)
+            monkeypatch.setattr(reception, "new_session", lambda offer, **_: Driver().session)
+            monkeypatch.setattr(reception, "ClientDriver", Made)
+            writer = SimpleNamespace(worker=SimpleNamespace(close=close))
+            monkeypatch.setattr(reception, "BlockWriter", lambda *_: writer)
+            await test.reception._transfer(test.reception.offer, sink)
+
+        return begin
+
+    async def test_a_file_gets_what_waits_for_it_when_the_client_is_removed(self, run, log):
+        test = Test()
+
+        async def kicked(driver):
+            assert not hasattr(driver.session.application, "horizon")
+            return Departed(Left.KICKED, KickReason.FAIL)
+
+        with pytest.raises(RemovedError):
+            await run(test, kicked)
+        assert log == ["ran", "closed"]
+        assert [event.message for event in test.told] == ["small for reading", "small for sending"]
+
+    async def test_a_pipe_is_let_go_of_before_its_writer_is_waited_for(self, run, log):
+        sink = Piped()
+        sink.reach = 2500
+
+        async def kicked(driver):
+            assert driver.session.application.horizon == 2
+            return Departed(Left.KICKED, KickReason.FAIL)
+
+        with pytest.raises(RemovedError):
+            await run(Test(target=sink), kicked)
+        assert log == ["ran", "abandoned", "closed"]
+
+    @pytest.mark.parametrize("sink", [MemorySink(), Piped()], ids=["file", "pipe"])
+    async def test_who_has_stored_everything_finishes_and_then_leaves_as_complete(self, run, log, sink):
+        left = trio.Event()
+
+        async def stored(driver):
+            def leave(why, _):
+                assert sink.finished
+                log.append(why)
+                left.set()
+
+            driver.session.leave = leave
+            test.reception._stored.set()
+            await left.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            return Departed(Left.COMPLETE)
+
+        test = Test(target=sink)
+        with trio.fail_after(PATIENCE):
+            await run(test, stored)
+        assert log == ["ran", Left.COMPLETE, "woken", "closed"]
+        assert test.reception.whole
+
+    async def test_a_driver_is_given_what_was_asked_for_and_a_time_to_join(self, run, mock_clock):
+        test = Test(cache_bytes=77_000, drop_share=0.25, drop_seed=5, timeout=9.0)
+        given = {}
+        begun = trio.current_time()
+
+        async def complete(driver):
+            given.update(driver.options)
+            return Departed(Left.COMPLETE)
+
+        await run(test, complete)
+        assert (given["cache_bytes"], given["drop_share"], given["drop_seed"]) == (77_000, 0.25, 5)
+        assert given["on_turn"] == test.reception._turn
+        assert test.reception._join_by == begun + 9
+
+
 class TestTheEnd:
     async def test_a_result_has_the_time_of_everything_and_the_rate_of_what_came(self, mock_clock):
+        mock_clock.jump(50)
         test = Test()
         mock_clock.jump(2)
         test.reception.joined(9)

@@ -417,6 +417,7 @@ class TestRunning:
     async def test_a_snapshot_says_how_fast_data_and_repairs_left_since_the_eighth_before(
         self, site, mock_clock
     ):
+        mock_clock.jump(100.0)
         served = site.open()
         rates = []
         for data, repairs in [(0, 0), (600, 400), *[(0, 0)] * 8]:
