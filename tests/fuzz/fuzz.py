@@ -32,8 +32,8 @@ def fuzz(name: str, options: list[str]) -> None:
             str(committed),
             f"-artifact_prefix={corpus}/broken-",
             "-max_len=2048",
-            # An input takes a millisecond or two, and hardly any memory: this is the promise of bounded time and
-            # memory. The fuzzer's own tables grow by two kilobytes an input, and are no finding.
+            # An input takes a millisecond or two, and hardly any memory: this is the promise of bounded time
+            # and memory. The fuzzer's own tables grow by two kilobytes an input, and are no finding.
             "-timeout=20",
             "-malloc_limit_mb=256",
             "-rss_limit_mb=4096",

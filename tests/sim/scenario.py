@@ -27,8 +27,8 @@ MEGABYTE = 1_000_000
 SETTLE = 0.1
 """Seconds a run goes on after its last receiver, so that what is under way arrives."""
 SHIFT = int(os.environ.get("SIM_SEED", "0"))
-"""Added to the seeds of the tests: `SIM_SEED=100 pytest tests/sim` plays them with other luck, but for those of
-`test_sim_findings.py`, which keep the seeds that found something."""
+"""Added to the seeds of the tests: `SIM_SEED=100 pytest tests/sim` plays them with other luck, but for those
+of `test_sim_findings.py`, which keep the seeds that found something."""
 
 
 def seeds(count: int) -> list[int]:
