@@ -312,6 +312,15 @@ class TestLeaving:
         await test.over()
         assert any(isinstance(packet, Leave) for packet in test.server.taken())
 
+    async def test_a_cancelled_client_is_gone_as_soon_as_its_leave_is(self, start, monkeypatch):
+        monkeypatch.setattr(client_driver, "_FAREWELL", 3600.0)
+        test = start()
+        await test.server.admit()
+        await wait_all_tasks_blocked()
+        test.scope.cancel()
+        await test.over()
+        assert (await test.server.take(Leave))[1] == Leave(test.server.client_id, LeaveReason.CANCELLED)
+
     async def test_a_cancelled_client_takes_half_a_second_at_most_for_its_leave(self, start, mock_clock):
         test, given = start(), []
 

@@ -231,6 +231,16 @@ async def test_repairs_of_what_was_just_sent_come_from_memory_at_once():
         assert len(reader.source.reads) == reads
 
 
+async def test_repairs_of_a_chunks_first_and_last_block_come_from_memory():
+    async with Reader(image(10_000), 1000) as reader:
+        await reader.drain(1, [(3, 7)])
+        reader.ahead.request_repairs([(40, 3), (44, 7)])
+        repairs = reader.ahead.repairs()
+        data = bytes(reader.source._data)
+        assert repairs.items == [(40, 3), (44, 7)]
+        assert [bytes(view) for view in repairs.buffer.payload[:2]] == [data[2000:3000], data[6000:7000]]
+
+
 async def test_a_repair_of_a_block_that_has_not_been_sent_from_its_chunk_is_read():
     async with Reader(image(10_000), 1000) as reader:
         chunk = await reader.head(1, [(1, 10)])

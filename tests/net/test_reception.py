@@ -376,7 +376,9 @@ class TestATransfer:
         assert log == ["ran", "abandoned", "closed"]
 
     @pytest.mark.parametrize("sink", [MemorySink(), Piped()], ids=["file", "pipe"])
-    async def test_who_has_stored_everything_finishes_and_then_leaves_as_complete(self, run, log, sink):
+    async def test_who_has_stored_everything_finishes_and_then_leaves_as_complete(
+        self, run, log, sink, mock_clock
+    ):
         left = trio.Event()
 
         async def stored(driver):
@@ -386,6 +388,7 @@ class TestATransfer:
                 left.set()
 
             driver.session.leave = leave
+            mock_clock.jump(3)
             test.reception._stored.set()
             await left.wait()
             await trio.testing.wait_all_tasks_blocked()
@@ -395,6 +398,7 @@ class TestATransfer:
         with trio.fail_after(PATIENCE):
             await run(test, stored)
         assert log == ["ran", Left.COMPLETE, "woken", "closed"]
+        assert test.reception._done_at == test.reception._start + 3
         assert test.reception.whole
 
     async def test_a_driver_is_given_what_was_asked_for_and_a_time_to_join(self, run, mock_clock):

@@ -325,6 +325,7 @@ class TestRunning:
         assert kick.clients == ((player.client.client_id, KickReason.FALLBACK),)
 
     async def test_a_snapshot_of_a_client_has_the_figures_of_its_last_report(self, site, run, mock_clock):
+        mock_clock.jump(50.0)
         served = run(site.open()).served
         client = Client()
         client.offer = served.offer()
@@ -332,7 +333,7 @@ class TestRunning:
         mock_clock.jump(3.0)
         await client.join()
         await client.confirm()
-        await site.events.wait(ClientJoined)
+        assert (await site.events.wait(ClientJoined)).seconds == 3.0
         mock_clock.jump(7.5)
         # It answers what was sent a quarter of a second ago, and says that it waited for 100 ms of that.
         sent = int(trio.current_time() * 1000) - 250
