@@ -38,6 +38,15 @@ class Round(ServerScript):
         self.data.repairs_sent(numbers, now)
         return numbers
 
+    def all_repairs(self, now):
+        """The same until none waits, round trip after round trip, with the blocks."""
+        found = []
+        while taken := self.data.take_repairs(10_000):
+            self.data.repairs_sent([seq for seq, _ in taken], now)
+            self.data.repair_timer(now)
+            found += taken
+        return found
+
 
 @pytest.fixture
 def alone():
@@ -466,7 +475,7 @@ def test_every_packet_of_a_run_of_any_size_is_repaired_with_its_own_block(alone,
     while alone.data.take_odata(size, T + 2) is not None:
         pass
     alone.nack(alone.master, [(1, 704)], T + 3)
-    assert alone.data.take_repairs(704) == [(1 + place, 501 + place) for place in range(704)]
+    assert alone.all_repairs(T + 3) == [(1 + place, 501 + place) for place in range(704)]
 
 
 @pytest.mark.parametrize("count", [64, 72, 80, 500])
@@ -476,7 +485,7 @@ def test_all_ranges_of_a_nack_are_repaired_however_many(alone, count):
     alone.data.take_odata(2 * count, T + 2)
     lost = [2 * number + 1 for number in range(count)]
     alone.nack(alone.master, [(seq, seq) for seq in lost], T + 3)
-    assert alone.repairs() == lost
+    assert [seq for seq, _ in alone.all_repairs(T + 3)] == lost
 
 
 def test_what_is_not_in_the_list_is_skipped(alone):
@@ -528,9 +537,66 @@ def test_largest_window_is_repaired_whole_and_as_often_as_it_is_asked_for():
     server.data.take_odata(size, T + 2)
     for now in (T + 3, T + 4):
         server.nack(server.master, [(1, size)], now)
-        repairs = server.data.take_repairs(size)
-        assert repairs == [(seq, 100 + seq) for seq in range(1, size + 1)]
-        server.data.repairs_sent([seq for seq, _ in repairs], now)
+        assert server.all_repairs(now) == [(seq, 100 + seq) for seq in range(1, size + 1)]
+
+
+@pytest.fixture
+def overrun():
+    """A thousand packets are sent in one flight, and lost; repairs have not been asked for yet."""
+    server = Round(rtt=0.010)
+    server.data.give([(1, 1000)])
+    server.data.window.size = 1000
+    assert server.data.take_odata(1000, T + 2).count == 1000
+    return server
+
+
+def test_of_many_repairs_64_leave_in_each_round_trip_while_nothing_is_acknowledged(overrun):
+    overrun.nack(overrun.master, [(1, 150)], T + 3)
+    assert overrun.repairs(T + 3) == list(range(1, 65))
+    assert overrun.repairs(T + 3) == []
+    assert overrun.timers.get(ServerTimer.REPAIR) == T + 3 + overrun.data.mcrtt
+    overrun.transport.handle_timers(T + 3.0099)
+    assert overrun.repairs(T + 3) == []
+    overrun.transport.handle_timers(T + 3.0101)
+    assert overrun.repairs(T + 3) == list(range(65, 129))
+    overrun.transport.handle_timers(T + 3.02)
+    overrun.transport.handle_timers(T + 3.03)
+    assert overrun.repairs(T + 3) == list(range(129, 151))
+    overrun.transport.handle_timers(T + 3.05)
+    assert ServerTimer.REPAIR not in overrun.timers
+
+
+def test_two_more_repairs_leave_for_each_packet_that_is_acknowledged(overrun):
+    overrun.nack(overrun.master, [(1, 150)], T + 3)
+    assert len(overrun.repairs(T + 3)) == 64
+    overrun.ack(overrun.master, 10, T + 3)
+    assert overrun.repairs(T + 3) == list(range(65, 85))
+    overrun.ack(overrun.master, 10, T + 3)
+    assert overrun.repairs(T + 3) == []
+
+
+def test_repairs_that_may_leave_are_no_more_than_a_window_and_no_fewer_than_before(overrun):
+    window = overrun.data.window
+    window.exp_max = window.maximum = 1000
+    overrun.ack(overrun.master, 800, T + 3)
+    window.exp_max = window.maximum = window.size = 200
+    overrun.ack(overrun.master, 801, T + 3)
+    for now, numbers in ((T + 4, (1, 900)), (T + 5, (1, 1000))):
+        overrun.nack(overrun.master, [numbers], now)
+        overrun.transport.timers.stop(ServerTimer.REPAIR)
+        left = overrun.repairs(now)
+        assert left == list(range(1, 901 if now == T + 4 else 101))
+
+
+def test_a_nack_does_not_put_off_when_more_repairs_may_leave(overrun):
+    overrun.nack(overrun.master, [(1, 150)], T + 3)
+    overrun.nack(overrun.master, [(1, 150)], T + 3.005)
+    assert overrun.timers.get(ServerTimer.REPAIR) == T + 3 + overrun.data.mcrtt
+
+
+def test_a_nack_that_has_nothing_repaired_starts_no_timer(overrun):
+    overrun.nack(overrun.master, [(2000, 2001)], T + 3)
+    assert ServerTimer.REPAIR not in overrun.timers
 
 
 def test_repairs_that_leave_together_all_count_as_sent(alone):

@@ -181,6 +181,22 @@ def test_a_full_queue_in_front_of_everybody_does_not_stop_the_transfer(seed):
     assert sim.finished_at - server.began_at < 3 * sim.image.size * 1.1 / 25e6
 
 
+@pytest.mark.parametrize(
+    ("rate", "queue", "repairs"), [(12.5e6, 256 << 10, 2.0), (12.5e6, 64 << 10, 3.0), (1.5e6, 64 << 10, 7.0)]
+)
+@pytest.mark.parametrize("seed", seeds(2))
+def test_a_slow_link_with_a_short_queue_costs_some_repairs_but_no_flood_of_them(seed, rate, queue, repairs):
+    """Sent as fast as they are asked for they overflow the queue again and again: 13 times the image."""
+    sim = Simulation(seed, size=4 * MEGABYTE)
+    server = sim.server(min_clients=3)
+    sim.clients(server, 2)
+    sim.client(server, down={"rate": rate, "queue": queue})
+    sim.run(60.0)
+    sim.check()
+    assert server.monitor.packets["RDATA"] < repairs * sim.image.total_blocks
+    assert sim.finished_at - server.began_at < 2.5 * sim.image.size / rate
+
+
 @pytest.mark.parametrize("seed", seeds(2))
 def test_more_holes_than_a_client_keeps_apart_are_filled_all_the_same(seed):
     """Half of what comes is lost and no NACK gets out: `BlockMap` goes over from holes to bits."""

@@ -502,6 +502,8 @@ class ServerTransport:
             match timer:
                 case ServerTimer.SPM:
                     self.data.spm_timer(now)
+                case ServerTimer.REPAIR:
+                    self.data.repair_timer(now)
                 case ServerTimer.CLEANUP_DATA_LIST:
                     self.data.cleanup_timer(now)
                 case ServerTimer.IN_STATE_QCC:

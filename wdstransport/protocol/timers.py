@@ -65,7 +65,7 @@ class _Name(Enum):
 
 
 class ServerTimer(_Name):
-    """The timers of MS-WDSMT 3.1.2; JoinAck's instances live in the clients' records."""
+    """The timers of MS-WDSMT 3.1.2, and of deviation 53; JoinAck's instances live in the clients' records."""
 
     INACTIVITY = "Inactivity Timer"
     CLIENT_CLEANUP = "Client Cleanup Timer"
@@ -75,6 +75,7 @@ class ServerTimer(_Name):
     OUT_STATE_QCC = "OutState QCC Timer"
     SPM = "SPM Timer"
     CLEANUP_DATA_LIST = "Cleanup Data List Timer"
+    REPAIR = "Repair Timer"
 
 
 class ClientTimer(_Name):
