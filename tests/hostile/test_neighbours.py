@@ -107,7 +107,10 @@ def test_member_that_lacks_everything_two_hundred_times_a_second_harms_no_copy(p
 def test_strangers_who_send_all_they_can_hold_nobody_up_and_every_copy_is_whole(place, tmp_path, kind):
     session, server, codes = flood(place, image(tmp_path / "image", 4 * SIZE, SEED), kind, pace=0)
     assert codes == [0, 0]
-    assert [record["reason"] for record in events(server, "client-left")] == ["complete", "complete"]
+    # Where more comes than the server reads, a LEAVE, which is sent once, can be lost: SECURITY.md says so.
+    reasons = [record["reason"] for record in events(server, "client-left")]
+    assert set(reasons) <= {"complete", "dead"}
+    assert session["completed"] == reasons.count("complete")
     if kind in ("leaves", "nacks", "acks"):
         assert session["dropped"]["unknown_client"] > 10_000
 
