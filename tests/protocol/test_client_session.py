@@ -443,6 +443,12 @@ def test_every_accepted_packet_resets_the_inactivity_timer(client):
         assert client.transport.timers.get(ClientTimer.INACTIVITY) == now + 30
 
 
+def test_first_joinack_resets_the_inactivity_timer():
+    client = ClientWire()
+    client.hear(JoinAck(ME, 0, 0, 0, ms(T)), T + 9, multicast=False)
+    assert client.transport.timers.get(ClientTimer.INACTIVITY) == T + 39
+
+
 def test_another_joinack_does_not_reset_the_inactivity_timer_since_it_shows_nothing_of_the_group(client):
     client.hear(JoinAck(ME, 0, 0, 0, ms(T)), T + 9, multicast=False)
     assert client.transport.timers.get(ClientTimer.INACTIVITY) == T + 30
