@@ -2030,11 +2030,14 @@ def test_batch_in_order_is_taken_at_a_glance_and_charged(monkeypatch, cache, hor
     assert client.transport.cache_used == 23 + event.charged == 23 * (1 + len(rows))
 
 
-def test_repairs_are_taken_at_a_glance(monkeypatch, client):
+@pytest.mark.parametrize("cache", [1000, 4 * 23], ids=["", "which are the last that the cache has room for"])
+def test_repairs_are_taken_at_a_glance(monkeypatch, cache):
+    client = ClientScript(max_cache_size=cache).regular()
     client.odata(T, 1, 6, master=OTHER)
     monkeypatch.setattr(module, "runs_of", None)
     client.odata(T, 3, 4, master=OTHER, rdata=True)
     assert list(client.data.missing) == [(2, 2), (5, 5)]
+    assert client.transport.cache_used == 4 * 23
 
 
 def test_repairs_that_want_no_ack_fill_their_holes_before_and_after_one_that_does(client):

@@ -588,6 +588,20 @@ def test_repairs_that_may_leave_are_no_more_than_a_window_and_no_fewer_than_befo
         assert left == list(range(1, 901 if now == T + 4 else 101))
 
 
+def test_a_round_trip_takes_nothing_back_of_what_was_earned(overrun):
+    overrun.ack(overrun.master, 800, T + 3)
+    overrun.nack(overrun.master, [(801, 1000)], T + 4)
+    overrun.transport.handle_timers(T + 4.1)
+    assert overrun.repairs(T + 4.1) == list(range(801, 1001))
+
+
+def test_each_of_many_repairs_that_left_together_can_be_asked_for_again(overrun):
+    overrun.ack(overrun.master, 800, T + 3)
+    for now in (T + 4, T + 5):
+        overrun.nack(overrun.master, [(801, 1000)], now)
+        assert overrun.repairs(now) == list(range(801, 1001))
+
+
 def test_a_nack_does_not_put_off_when_more_repairs_may_leave(overrun):
     overrun.nack(overrun.master, [(1, 150)], T + 3)
     overrun.nack(overrun.master, [(1, 150)], T + 3.005)
