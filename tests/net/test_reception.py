@@ -254,7 +254,7 @@ class TestDeparture:
         test.reception.joined(9)
         with pytest.raises(NobodyAnsweredError, match=rf"nothing has come from {HOST} .*239\.192\.83\.1"):
             test.reception._check_departure(Departed(Left.INACTIVE), offered())
-        with pytest.raises(NobodyAnsweredError, match=rf"{HOST} has not heard this client .* UDP port 6001"):
+        with pytest.raises(NobodyAnsweredError, match=r"not answered this client .* port 6001"):
             test.reception._check_departure(Departed(Left.UNHEARD), offered())
 
 

@@ -1717,6 +1717,8 @@ def batches(draw):
         repairs = []
         for _ in range(draw(st.integers(1, 9))):
             repairs.append(draw(st.sampled_from(kinds)))
+            if draw(st.integers(0, 9)) == 0:
+                trail = max(trail, draw(st.integers(0, max(0, seq - 3))))
             if repairs[-1]:
                 low = max(1, trail, seq - 12)
                 number = draw(st.integers(low, max(low, seq + draw(st.sampled_from([-1, -1, 2])))))
@@ -1970,6 +1972,13 @@ def test_blocks_that_a_pipe_cannot_take_yet_count_as_refused_without_a_zero_nack
     assert client.transport.refused == refused
 
 
+def test_blocks_out_of_reach_are_refused_behind_those_that_the_cache_has_no_room_for():
+    client = ClientScript(max_cache_size=3 * 23).regular()
+    client.application.horizon = 5
+    client.odata(T, *range(1, 11), master=OTHER)
+    assert client.transport.refused == 7
+
+
 def test_master_acknowledges_packets_of_a_batch_with_holes_up_to_the_first(client):
     client.transport.on_data(
         records(
@@ -1992,7 +2001,7 @@ def test_master_acknowledges_packets_of_a_batch_with_holes_up_to_the_first(clien
         ),
         T,
     )
-    assert [ack.odata_seq_no for ack in client.sent(Ack)] == [6, 7, 7]
+    assert [ack.odata_seq_no for ack in client.sent(Ack)] == [2, 7, 7]
 
 
 @pytest.mark.parametrize(

@@ -290,6 +290,20 @@ def test_range_across_what_is_read_at_a_time_stays_one_range():
     assert blocks.missing(64) == (((1 << 19) + 1, blocks.total - 1),)
 
 
+@pytest.mark.parametrize("limit", [3, 4])
+def test_single_blocks_in_a_long_hole_leave_no_more_holes_than_are_kept(monkeypatch, limit):
+    monkeypatch.setattr(module, "_HOLES", limit)
+    blocks = BlockMap(100)
+    blocks.add(1, 1)
+    blocks.add(100, 1)
+    most = 0
+    for block in range(2, 100, 2):
+        assert blocks.add_each([block]) == [0]
+        most = max(most, len(blocks._holes))
+    assert most == limit
+    assert blocks.missing(100) == tuple((block, block) for block in range(3, 100, 2))
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=8),
     st.integers(0, 30),

@@ -608,6 +608,16 @@ def test_a_nack_does_not_put_off_when_more_repairs_may_leave(overrun):
     assert overrun.timers.get(ServerTimer.REPAIR) == T + 3 + overrun.data.mcrtt
 
 
+def test_a_round_trip_that_got_shorter_lets_repairs_leave_sooner(overrun):
+    overrun.data.mcrtt = 3.0
+    overrun.nack(overrun.master, [(1, 150)], T + 20)
+    assert overrun.timers.get(ServerTimer.REPAIR) == T + 23
+    overrun.ack(overrun.master, 0, T + 20.1, rtt=0.005)
+    assert overrun.timers.get(ServerTimer.REPAIR) == pytest.approx(T + 20.105)
+    overrun.ack(overrun.master, 0, T + 20.101, rtt=0.5)
+    assert overrun.timers.get(ServerTimer.REPAIR) == pytest.approx(T + 20.105)
+
+
 def test_a_nack_that_has_nothing_repaired_starts_no_timer(overrun):
     overrun.nack(overrun.master, [(2000, 2001)], T + 3)
     assert ServerTimer.REPAIR not in overrun.timers

@@ -971,6 +971,19 @@ def test_pollack_of_a_client_whose_qcr_was_lost_says_what_it_misses(server):
     assert pending not in server.clients.active
 
 
+def test_who_has_not_confirmed_is_not_heard_by_a_full_session():
+    server = ServerScript(max_clients=2)
+    pending = server.join(3, T + 2)
+    server.data_state(1, now=T + 2)
+    server.transport.poll(b"")
+    now = T + 3
+    pending = server.join(3, now)
+    assert server.receive(Nack(pending, 0, 0, ()), address(3), now) is None
+    server.activate(2, now)
+    for packet in (Nack(pending, 0, 0, ()), PollAck(pending, 1, b"x")):
+        assert server.receive(packet, address(3), now) is DropReason.UNKNOWN_CLIENT
+
+
 def test_nack_of_a_client_whose_qcr_was_lost_is_answered_but_does_not_make_it_the_master(server):
     (master,), _ = server.data_state(1)
     pending = server.join(2, T + 2)

@@ -197,7 +197,7 @@ async def test_how_a_session_departed_becomes_a_code_or_an_error(desk):
     transfer.joined(1)
     with pytest.raises(NobodyAnsweredError, match="30 seconds"):
         transfer._departed(Departed(Left.INACTIVE))
-    with pytest.raises(NobodyAnsweredError, match="has not heard this client for two minutes"):
+    with pytest.raises(NobodyAnsweredError, match="has not answered this client for two minutes"):
         transfer._departed(Departed(Left.UNHEARD))
     codes = set()
     for reason in (None, *KickReason):

@@ -249,8 +249,9 @@ class Transfer:
                 )
             case Left.UNHEARD:
                 raise NobodyAnsweredError(
-                    f"{server} has not heard this client for two minutes, though its own packets come; check "
-                    "that its session port passes the firewalls on the way there"
+                    f"{server} has not answered this client for two minutes, though its own packets come; "
+                    "check that its session port passes the firewalls on the way there, and that the session "
+                    "is not full"
                 )
             case Left.INACTIVE:
                 raise NobodyAnsweredError(

@@ -305,9 +305,9 @@ class Reception:
             )
         if departed.why is Left.UNHEARD:
             raise NobodyAnsweredError(
-                f"{offer.server[0]} has not heard this client for two minutes, though its own packets come. "
-                f"Check the way there, and that its UDP port {offer.server[1]} passes the firewalls; then "
-                "start again."
+                f"{offer.server[0]} has not answered this client for two minutes, though its own packets "
+                f"come. Check that its UDP port {offer.server[1]} passes the firewalls on the way there, and "
+                "that its session is not full; then start again."
             )
         if self._joined_at is None:
             raise NobodyAnsweredError(

@@ -36,9 +36,9 @@ class Run(NamedTuple):
 
 
 class Repairs(NamedTuple):
-    """A batch of RDATA alone, under one master, none with a Trail above itself; lists have one entry each.
+    """A batch of RDATA alone, under one master and one Trail, above no packet; lists have one entry each.
 
-    `trail` is its last packet's; `wanted` are the rows that FW_LEAD does not excuse from an ACK; `span` and
+    `wanted` are the rows that FW_LEAD does not excuse from an ACK; `span` and
     `content` are the lowest and the highest of the numbers and of the blocks.
     """
 
@@ -77,10 +77,7 @@ def repairs_of(records: DataRecords) -> Repairs | None:
         return None
     trail = int.from_bytes(trails[-8:], "big")
     numbers, blocks = sequences.tolist(), records.block_number.tolist()
-    if trails != trails[-8:] * count:
-        if (records.trail_odata_seq_no > sequences).any():
-            return None
-    elif trail > min(numbers):
+    if trails != trails[-8:] * count or trail > min(numbers):
         return None
     return Repairs(
         numbers,
@@ -97,8 +94,8 @@ def repairs_of(records: DataRecords) -> Repairs | None:
 class Stretch(NamedTuple):
     """A batch as it comes while a round streams in: ascending, with the holes that losses left in it.
 
-    Blocks go up as sequence numbers do, all under one master, and no packet has a lower Trail than the one
-    before; `trail` is the last one's.
+    Blocks go up as sequence numbers do, all under one master and one Trail: where that moves, each ACK says
+    what was continuous under its own packet's.
 
     Attributes:
         first: the lowest sequence number.
@@ -135,9 +132,7 @@ def stretch_of(records: DataRecords) -> Stretch | None:
     if ahead.tobytes() != ahead[:1].tobytes() * count or masters != masters[:4] * count:
         return None
     if trails != trails[:8] * count:
-        ascending = records.trail_odata_seq_no
-        if (ascending[1:] < ascending[:-1]).any():
-            return None
+        return None
     before = np.flatnonzero(np.diff(sequences) != 1).tolist()
     if len(before) > _MANY_GAPS:
         return None

@@ -14,7 +14,7 @@ class Presence:
 
     A server that hears its clients answer QCC goes on to send them what they miss. One that does not may have
     forgotten this client, whose first QCRs were all lost, and has no packet to say so. Its packets alone are
-    a weak sign: while a start waits for more clients, SPM is all that anybody hears, and POLL, QCC and data
+    a weak sign: while a start waits for more clients, SPM is all that anybody hears, and POLL and data
     may all be for others. A JOINACK, or a block that was missing, is a strong one.
     """
 

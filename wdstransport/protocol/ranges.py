@@ -242,13 +242,15 @@ class BlockMap:
         Returns:
             The places in `blocks`, counted from 0, of those that were not there before.
         """
-        start, end, bits, fill = self._start, self._end, self._bits, self._holes.discard
-        fresh = []
+        start, end, bits, holes = self._start, self._end, self._bits, self._holes
+        fresh, fill = [], holes.discard
         for place, block in enumerate(blocks):
             at = block - 1
-            if at >= end:
-                self.add(block, 1)
+            if at >= end or (at >= start and len(holes) >= _HOLES):
+                known = not self.add(block, 1)
                 start, end = self._start, self._end
+                if known:
+                    continue
             elif at >= start:
                 if not fill(at):
                     continue

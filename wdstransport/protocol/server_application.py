@@ -140,17 +140,11 @@ class ServerApplication:
             return
         if self._first_client_at is None:
             self._first_client_at = now
-        if self.state is ApplicationState.QUERY:
-            # Nothing is sent for who is gone (deviation 66).
-            self._answers = {key: value for key, value in self._answers.items() if self._is_there(key)}
-        elif self.state is ApplicationState.RESTING:
+        if self.state is ApplicationState.RESTING:
             self._rest = self._parameters.empty_query_wait
             self._deadline = now
         elif self.state is ApplicationState.IDLE:
             self._start(now)
-
-    def _is_there(self, client_id: int) -> bool:
-        return self._below.is_there(client_id)
 
     def _start(self, now: float) -> None:
         """AutoCast starts with the first client, ScheduledCast with MinimumClients or after a wait."""
@@ -179,6 +173,8 @@ class ServerApplication:
 
     def _query_timer(self, now: float) -> None:
         """3.1.6.1."""
+        # Nothing is sent for who is gone (deviation 66).
+        self._answers = {key: value for key, value in self._answers.items() if self._below.is_there(key)}
         if not self._answers:
             if self._below.ready():
                 self._query(now)

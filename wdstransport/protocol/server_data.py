@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["DataCounters", "DataState", "ODataRun"]
 
 _REPAIRS_A_ROUND_TRIP = 64
-"""Repairs leave at most twice as fast as the master acknowledges, but so many in each MCRTT (deviation 53).
+"""Repairs need a credit: two for each packet that the master acknowledges, up to a window, and so many in
+each MCRTT whatever it acknowledges (deviation 53).
 
 A link that is slower than the others drops most of a burst: sent at once, what a client behind 12 Mbit/s had
 lost went out thirteen times. Where losses are random, or many clients', more is hardly ever asked for."""
@@ -254,6 +255,7 @@ class DataState:
         rtt = self._transport.round_trip(packet.server_time, now)
         if rtt is not None:
             self.mcrtt = max(0.001, rtt)  # deviation 29
+            self._expect_repairs(now)
         self.mc_loss = record.loss = unscaled_loss(packet.loss_rate)
         record.hi_odata_seq_no = packet.hi_odata_seq_no
         moved = packet.odata_seq_no - self.mc_trail
@@ -287,8 +289,7 @@ class DataState:
         for start in range(0, len(known) or 1, _NCF_RANGES):
             self._transport.outbox.put(Ncf(known[start : start + _NCF_RANGES]))
         client.nack_work.spend(self._queue_repairs(packet.ranges, now), now)
-        if self._repairs and ServerTimer.REPAIR not in self._transport.timers:
-            self._transport.timers.set(ServerTimer.REPAIR, now + self.mcrtt)
+        self._expect_repairs(now)
         return None
 
     def _is_slower(self, client: ClientRecord) -> bool:
@@ -349,11 +350,17 @@ class DataState:
                 self._repairs[seq] = found[0]
         return work
 
+    def _expect_repairs(self, now: float) -> None:
+        """Where repairs wait, more may leave after a round trip, as short as it is known to be by now."""
+        if self._repairs:
+            due = self._transport.timers.get(ServerTimer.REPAIR)
+            soon = now + self.mcrtt
+            self._transport.timers.set(ServerTimer.REPAIR, soon if due is None else min(due, soon))
+
     def repair_timer(self, now: float) -> None:
         """A round trip has passed: some repairs may leave, whatever was acknowledged."""
         self._repair_credit = max(self._repair_credit, _REPAIRS_A_ROUND_TRIP)
-        if self._repairs:
-            self._transport.timers.set(ServerTimer.REPAIR, now + self.mcrtt)
+        self._expect_repairs(now)
 
     # ------------------------------------------------------------------ the end of what was given
 

@@ -138,10 +138,12 @@ class ServerTransport:
     def _speaker(self, client_id: int, source: Address) -> ClientRecord | None:
         """Whose ACK, NACK or POLLACK it is: one that joined from there and was not removed (deviation 63).
 
-        It may not have confirmed yet: while its QCR is on its way again, it already misses what others do.
+        It may not have confirmed yet: while its QCR is on its way again, it already misses what others do. A
+        full session will not take it in (deviation 54).
         """
         record = self.clients.speaking(client_id, source)
-        there = client_id in self.clients.active or client_id in self.clients.pending
+        room = len(self.clients.active) < self.parameters.max_clients
+        there = client_id in self.clients.active or (room and client_id in self.clients.pending)
         return record if there else None
 
     def _on_join(self, packet: Join, sender_time: int, source: Address, now: float) -> DropReason | None:
