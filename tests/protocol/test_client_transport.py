@@ -1970,6 +1970,14 @@ def test_blocks_that_a_pipe_cannot_take_yet_count_as_refused_without_a_zero_nack
     assert client.transport.refused == refused
 
 
+def test_blocks_that_a_pipe_cannot_take_yet_count_as_refused_behind_one_that_the_cache_refuses():
+    client = ClientScript(max_cache_size=30).regular()
+    client.application.horizon = 5
+    client.odata(T, 4, 5, 6, 7, 8, master=OTHER)
+    assert [each[:3] for each in arrived(client)] == [(0, 4, 1)]
+    assert client.transport.refused == 4
+
+
 def test_master_acknowledges_packets_of_a_batch_with_holes_up_to_the_first(client):
     client.transport.on_data(
         records(

@@ -452,12 +452,12 @@ class ClientTransport:
         size = records.data_len
         room = (self.parameters.max_cache_size - self.cache_used) // size
         taken = stop - start
+        self.refused += self.application.out_of_reach(first_block, taken)
         if room < taken:
             taken, refused = self.application.fitting(first_block, taken, room)
             if refused:
                 self.refused += refused
                 self._send_zero_nack()
-        self.refused += self.application.out_of_reach(first_block, taken)
         # Duplicates are credited at once by never being charged (deviation 10).
         row = int(records.rows[start]) - first_block
         for block, count in self.application.data(first_block, taken):
