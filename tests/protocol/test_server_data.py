@@ -1376,6 +1376,25 @@ def test_first_ack_of_who_takes_over_tells_where_it_stands(pair):
     assert pair.data.in_flight == 0
 
 
+def test_first_ack_of_a_master_that_qcc_state_found_tells_where_it_stands(pair):
+    """However far behind it is, it is no client that does not answer."""
+    pair.open_window(pair.master, T + 2)
+    pair.send_all(T + 2)
+    lead = pair.data.mc_lead
+    pair.ack(pair.master, lead, T + 2)
+    pair.transport.enter_qcc(T + 3)
+    pair.qcr(pair.others[0], T + 3, seq=pair.last_qcc(), hi=5)
+    pair.transport.handle_timers(T + 3.1)
+    assert pair.data.master_client_id == pair.others[0]
+    assert pair.ack(pair.others[0], 5, T + 3.2) is None
+    assert pair.data.in_flight == lead - 5
+    assert pair.ack(pair.others[0], 3, T + 3.2) is DropReason.STALE
+    for number in range(1, 8):
+        pair.transport.handle_timers(T + 3.2 + number / 10)
+        assert pair.ack(pair.others[0], 5 + number, T + 3.2 + number / 10) is None
+    assert pair.data.master_client_id == pair.others[0]
+
+
 def test_ack_of_what_was_never_sent_is_not_the_first_of_who_takes_over(pair):
     pair.qcr(pair.others[0], T + 2)
     lead = pair.open_window(pair.master, T + 2) - 1
