@@ -339,3 +339,11 @@ def test_new_packets_with_holes_leave_what_each_run_of_them_leaves(script, first
     data.on_data(later, later, trail=trail, master=2)
     literal.data(later, trail=trail, master=2)
     assert data.loss.rate == pytest.approx(literal.loss, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("first", "trail", "new"), [(5, 5, True), (5, 6, False), (4, 0, True), (3, 0, False)]
+)
+def test_packets_beyond_the_end_are_new_only_with_a_trail_no_higher_than_the_first(data, first, trail, new):
+    run(data, 1, 3)
+    assert data.new_only(first, trail) == new

@@ -59,12 +59,18 @@ def test_runs_hold_every_packet_once_in_order_and_are_what_they_claim(packets, r
         ([0], [(0, 1, 4)]),
         ([0, 1, 2, 3, 4, 5], [(0, 2, 4), (2, 3, 1), (5, 1, 9)]),
         ([1, 2, 4], [(1, 1, 5), (2, 1, 1), (4, 1, 3)]),
+        ([0, 2, 3, 4], [(0, 1, 4), (2, 3, 1)]),
     ],
 )
 def test_repairs_of_neighbouring_blocks_in_neighbouring_rows_are_one_run(places, runs):
     packets = [(10 + row, block, 0, 0, True) for row, block in enumerate([4, 5, 1, 2, 3, 9])]
     repairs = repairs_of(batch(packets, rdata=True))
     assert [tuple(run) for run in repairs.runs(places)] == runs
+
+
+def test_blocks_of_repairs_reach_from_the_lowest_to_the_highest_wherever_they_stand():
+    packets = [(10 + row, block, 0, 0, True) for row, block in enumerate([4, 9, 1, 5])]
+    assert repairs_of(batch(packets, rdata=True)).content == (1, 9)
 
 
 def test_repairs_that_lost_a_row_between_them_are_two_runs():

@@ -241,6 +241,12 @@ def test_ack_is_encoded_like_any_packet(client):
     )
 
 
+def test_acks_of_one_number_tell_each_what_it_answers(client):
+    for number, sent_at in ((1, 66), (2, 67)):
+        client.hear(Spm(number, ME, 0, 0, 0, 0, 0), T, sender_time=sent_at)
+    assert [packet for _, packet in client.sent(T)] == [Ack(ME, 0, 66, 0, 0), Ack(ME, 0, 67, 0, 0)]
+
+
 def test_last_block_is_shorter_and_comes_alone_at_the_end_of_a_batch():
     client = ClientWire(total_blocks=3).regular()
     client.session.application.content_size = 25
@@ -453,6 +459,11 @@ def test_another_joinack_does_not_reset_the_inactivity_timer_since_it_shows_noth
     client.hear(JoinAck(ME, 0, 0, 0, ms(T)), T + 9, multicast=False)
     assert client.transport.timers.get(ClientTimer.INACTIVITY) == T + 30
     assert not client.session.dropped
+
+
+def test_another_joinack_that_answers_no_join_of_this_client_is_counted_as_dropped(client):
+    client.hear(JoinAck(ME, 0, 0, 0, ms(T + 60)), T + 9, multicast=False)
+    assert client.session.dropped == {"not_for_us": 1}
 
 
 def test_dropped_control_packets_do_not_reset_the_inactivity_timer(client):

@@ -1402,6 +1402,18 @@ def test_known_blocks_are_left_out_and_not_charged(client):
     assert client.application.duplicates == 1
 
 
+def test_server_that_forgets_a_client_twice_counts_it_in_twice(client):
+    for client_id in (8, 9):
+        assert client.receive(JoinAck(client_id, 0, 0, 0, ms(T)), T + 1) is None
+        assert client.transport.client_id == client_id
+
+
+def test_another_joinack_may_shorten_the_back_off(client):
+    for high in (200, 10):
+        client.receive(JoinAck(ME, 5, high, 0, ms(T)), T + 1)
+    assert client.transport.data.max_nack_back_off == 0.01
+
+
 def test_rdata_delivers_like_odata(client):
     client.odata(T, (1, 11), (3, 13))
     client.events()
@@ -1418,6 +1430,23 @@ def test_late_client_takes_the_block_of_a_repair_that_comes_first_and_misses_not
     assert list(client.data.missing) == []
     assert client.data.loss.rate == 0.0
     assert client.sent() == []
+
+
+def test_late_client_takes_and_charges_every_block_of_repairs_that_come_first_in_a_row(client):
+    client.odata(T, (100, 5), (101, 6), (102, 7), master=OTHER, trail=90, rdata=True)
+    (event,) = client.events()
+    assert event.runs == [BlockRun(0, 3, 5)]
+    assert client.transport.cache_used == event.charged == 69
+
+
+def test_short_last_block_is_charged_and_credited_as_short_as_it_is_whether_new_or_repaired():
+    for rdata in (False, True):
+        client = ClientScript(total_blocks=100, content_size=997).regular()
+        client.odata(T, (1, 1), (3, 3), master=OTHER)
+        client.events()
+        client.odata(T, (2 if rdata else 4, 100), master=OTHER, rdata=rdata, block_len=7)
+        (event,) = client.events()
+        assert (event.charged, client.transport.cache_used) == (20, 2 * 23 + 20)
 
 
 def test_client_from_before_the_start_places_a_repair_that_comes_first(client):
@@ -2065,6 +2094,29 @@ def test_repairs_that_want_no_ack_fill_their_holes_though_the_first_of_them_did(
     assert list(client.data.missing) == [(4, 4), (7, 7)]
 
 
+def test_repairs_that_the_cache_would_hold_without_their_headers_alone_go_one_by_one():
+    client = ClientScript(max_cache_size=76).regular()
+    client.odata(T, 1, 4, master=OTHER)
+    client.events()
+    client.odata(T, 2, 3, master=OTHER, rdata=True)
+    assert [each[:3] for each in arrived(client)] == [(0, 2, 1)]
+    assert (client.transport.cache_used, client.transport.refused) == (69, 1)
+
+
+def test_repairs_that_are_there_already_are_not_refused(client):
+    client.odata(T, 1, 2, 3, 9, master=OTHER)
+    client.odata(T, 2, 3, 4, master=OTHER, rdata=True)
+    assert (client.application.duplicates, client.transport.refused) == (2, 0)
+
+
+def test_repairs_that_a_pipe_cannot_take_yet_are_acknowledged_once_each(client):
+    client.odata(T, 1, 9, master=ME)
+    client.sent()
+    client.application.horizon = 5
+    client.odata(T, 2, 7, master=ME, rdata=True)
+    assert [ack.odata_seq_no for ack in client.sent(Ack)] == [2, 2]
+
+
 def test_repair_of_the_lost_tail_is_the_highest_packet_that_came(client):
     """HiODATASeqNo (MS-WDSMT 3.2.5.14): an SPM alone had told of it."""
     client.odata(T, 1, 2, 3, master=OTHER)
@@ -2072,6 +2124,13 @@ def test_repair_of_the_lost_tail_is_the_highest_packet_that_came(client):
     assert client.odata(T, 6, master=OTHER, rdata=True) == []
     assert client.data.highest == 6
     assert list(client.data.missing) == [(4, 5), (7, 8)]
+
+
+def test_master_acknowledges_the_rest_of_a_run_that_began_before_its_list(client):
+    client.odata(T, 5, master=ME)
+    client.sent()
+    assert client.odata(T, 3, 4, 5, 6, 7, master=ME, leads=[0, 0, 0, 0, NO_LEAD]) == [(DropReason.STALE, 2)]
+    assert [ack.odata_seq_no for ack in client.sent(Ack)] == [7]
 
 
 def test_repair_numbered_zero_before_any_data_is_dropped(client):

@@ -30,6 +30,10 @@ def test_before_any_strong_sign_a_weak_one_is_good_for_nothing():
     assert Presence(ClientParameters(), T).seen(T + 3) == T + 3
 
 
+def test_before_any_strong_sign_joining_again_is_repeated_as_soon_as_after_one():
+    assert Presence(ClientParameters(), T).asked(T + 3) == T + 3.5
+
+
 def test_joining_again_is_repeated_ever_less_often_and_weak_signs_do_not_put_it_off(presence):
     now, waits = T + 30, []
     for _ in range(6):

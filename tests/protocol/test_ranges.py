@@ -410,6 +410,13 @@ def test_blocks_in_order_are_appended_wherever_they_begin():
     assert blocks.missing(9) == ((1, 4), (6, 6), (10, 11), (13, 100))
 
 
+def test_blocks_that_fill_two_holes_at_once_are_all_counted():
+    blocks = BlockMap(20)
+    assert blocks.append(1, 10, [(3, 4), (6, 8)])
+    assert blocks.add(2, 8) == [(3, 2), (6, 3)]
+    assert blocks.count == 10
+
+
 def test_blocks_are_appended_while_their_holes_are_few(monkeypatch):
     monkeypatch.setattr(module, "_HOLES", 3)
     blocks = BlockMap(100)

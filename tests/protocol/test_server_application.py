@@ -495,6 +495,19 @@ def test_wait_is_short_again_after_a_newcomer_that_misses_nothing_either():
     assert script.application.next_deadline() == pytest.approx(decided + script.parameters.empty_query_wait)
 
 
+def test_wait_grows_with_each_query_that_nobody_answered_though_there_was_no_master_then():
+    script = Script()
+    waits = []
+    for _ in range(3):
+        script.below.master = False
+        decided = script.due()
+        waits.append(script.application.next_deadline() - decided)
+        script.below.master = True
+        script.due()
+        assert script.state is ApplicationState.QUERY
+    assert waits == pytest.approx([0.25, 0.5, 1.0])
+
+
 # ---------------------------------------------------------------------- DataState
 
 
@@ -592,6 +605,8 @@ def test_newcomer_does_not_start_a_query_anew_that_is_under_way():
     due = script.application.next_deadline()
     assert script.answer(1, [(1, 9)], T + 0.1)
     script.come(2, T + 0.1)
+    assert (len(script.below.polls), script.application.next_deadline()) == (1, due)
+    script.come(3, due - 0.001)
     assert (len(script.below.polls), script.application.next_deadline()) == (1, due)
     script.due()
     assert script.below.given == [[(1, 9)]]

@@ -332,6 +332,22 @@ def test_ack_of_what_was_never_sent_is_refused(alone, beyond):
     assert (alone.data.mc_trail, alone.data.window.size, alone.data.mc_loss) == (0, 1, 0.0)
 
 
+@pytest.mark.parametrize("seq", [0, 12])
+def test_ack_that_is_not_accepted_measures_no_round_trip(alone, seq):
+    alone.data.give([(1, 11)])
+    alone.data.window.size = 11
+    alone.send_all(T + 2)
+    alone.ack(alone.master, 5, T + 2, rtt=0.050)
+    assert alone.ack(alone.master, seq, T + 3, rtt=0.500) is DropReason.STALE
+    assert alone.data.mcrtt == pytest.approx(0.050)
+
+
+def test_loss_that_is_over_is_over_with_the_masters_next_ack(alone):
+    alone.ack(alone.master, 0, T + 2, loss=10**15)
+    alone.ack(alone.master, 0, T + 2, loss=0)
+    assert alone.data.mc_loss == alone.clients.active[alone.master].loss == 0.0
+
+
 def test_accepted_packets_are_counted_one_by_one(pair):
     pair.data.give([(1, 9)])
     pair.send_all(T + 2)
@@ -602,6 +618,104 @@ def test_each_of_many_repairs_that_left_together_can_be_asked_for_again(overrun)
         assert overrun.repairs(now) == list(range(801, 1001))
 
 
+@pytest.mark.parametrize(("window", "leave"), [(2, 64), (44, 64), (50, 70), (100, 84)])
+def test_repairs_that_may_leave_are_no_more_than_the_window_that_the_ack_opens(overrun, window, leave):
+    overrun.data.window.size = window
+    overrun.ack(overrun.master, 10, T + 3)
+    overrun.nack(overrun.master, [(1, 150)], T + 3)
+    assert len(overrun.repairs(T + 3)) == leave
+
+
+def test_round_trip_after_few_repairs_lets_64_leave_and_no_more(overrun):
+    overrun.nack(overrun.master, [(1, 10)], T + 3)
+    assert len(overrun.repairs(T + 3)) == 10
+    overrun.transport.handle_timers(T + 3.02)
+    overrun.nack(overrun.master, [(11, 150)], T + 3.02)
+    assert len(overrun.repairs(T + 3.02)) == 64
+
+
+def test_repairs_that_were_taken_and_have_not_left_need_no_repair_timer(overrun):
+    overrun.nack(overrun.master, [(1, 10)], T + 3)
+    assert len(overrun.data.take_repairs(10)) == 10
+    overrun.transport.handle_timers(T + 3.02)
+    assert ServerTimer.REPAIR not in overrun.timers
+
+
+def test_withdrawn_round_leaves_the_next_no_more_repairs_than_it_had(overrun):
+    overrun.nack(overrun.master, [(1, 64)], T + 3)
+    assert len(overrun.repairs(T + 3)) == 64
+    overrun.data.withdraw()
+    overrun.nack(overrun.master, [(65, 100)], T + 3)
+    assert overrun.repairs(T + 3) == []
+    overrun.data.repair_timer(T + 3.02)
+    assert overrun.repairs(T + 3.02) == list(range(65, 101))
+
+
+def test_repairs_of_what_is_forgotten_leave_room_for_as_many_others(overrun):
+    overrun.nack(overrun.master, [(1, 64)], T + 3)
+    assert overrun.data.packets.clean_up(T + 3, 64) == 63
+    assert overrun.repairs(T + 3) == [64]
+    overrun.nack(overrun.master, [(101, 200)], T + 3)
+    assert overrun.repairs(T + 3) == list(range(101, 164))
+
+
+def test_repairs_that_fell_to_qcc_state_leave_room_for_as_many_others(overrun):
+    overrun.nack(overrun.master, [(1, 64)], T + 3)
+    overrun.transport.enter_qcc(T + 3)
+    assert overrun.repairs(T + 3) == []
+    overrun.data.enter(overrun.clients.active[overrun.master], T + 3)
+    overrun.nack(overrun.master, [(1, 150)], T + 3)
+    assert overrun.repairs(T + 3) == list(range(1, 65))
+
+
+def test_round_trips_pass_in_qcc_state_for_repairs_too(overrun):
+    overrun.nack(overrun.master, [(1, 150)], T + 3)
+    assert overrun.repairs(T + 3) == list(range(1, 65))
+    overrun.transport.enter_qcc(T + 3)
+    assert overrun.repairs(T + 3) == []
+    overrun.transport.handle_timers(T + 3.02)
+    overrun.data.enter(overrun.clients.active[overrun.master], T + 3.02)
+    overrun.nack(overrun.master, [(65, 150)], T + 3.02)
+    assert overrun.repairs(T + 3.02) == list(range(65, 129))
+
+
+@pytest.fixture
+def slow_other():
+    """A thousand packets are sent and lost; besides the master, at 10 ms, there is a client at 80 ms."""
+    server = Round(2, rtt=0.010)
+    server.clients.active[server.others[0]].rtt = 0.080
+    server.data.give([(1, 1000)])
+    server.data.window.size = 1000
+    server.data.take_odata(1000, T + 2)
+    return server
+
+
+def test_repairs_wait_for_the_round_trip_that_the_master_acknowledged_last(slow_other):
+    slow_other.ack(slow_other.master, 1, T + 3, rtt=0.030)
+    slow_other.nack(slow_other.master, [(2, 150)], T + 3)
+    assert slow_other.timers.get(ServerTimer.REPAIR) == pytest.approx(T + 3.03)
+
+
+def test_repair_that_was_taken_waits_no_more(overrun):
+    overrun.nack(overrun.master, [(1, 10)], T + 3)
+    overrun.data.take_repairs(4)
+    assert overrun.data.repairs_waiting == 6
+
+
+def test_others_nack_waits_for_the_masters_round_trip_before_more_of_it_is_repaired(slow_other):
+    slow_other.nack(slow_other.others[0], [(1, 150)], T + 3)
+    assert slow_other.data.master_client_id == slow_other.master
+    assert slow_other.timers.get(ServerTimer.REPAIR) == T + 3 + slow_other.data.mcrtt == T + 3.01
+
+
+def test_client_that_takes_over_by_a_nack_has_no_more_repaired_at_once_for_it(slow_other):
+    slow_other.nack(slow_other.master, [(1, 64)], T + 3)
+    assert len(slow_other.repairs(T + 3)) == 64
+    slow_other.nack(slow_other.others[0], [(65, 150)], T + 3, loss=scaled_loss(0.5))
+    assert slow_other.data.master_client_id == slow_other.others[0]
+    assert slow_other.repairs(T + 3) == []
+
+
 def test_a_nack_does_not_put_off_when_more_repairs_may_leave(overrun):
     overrun.nack(overrun.master, [(1, 150)], T + 3)
     overrun.nack(overrun.master, [(1, 150)], T + 3.005)
@@ -629,6 +743,15 @@ def test_repairs_that_leave_together_all_count_as_sent(alone):
     assert alone.repairs(T + 3) == [1, 2, 3, 4, 5]
     alone.nack(alone.master, [(1, 5)], T + 3)
     assert alone.repairs(T + 3) == []
+
+
+def test_repair_that_waits_when_the_next_round_is_given_leaves_in_it(alone):
+    alone.data.give([(1, 1)])
+    alone.send_all(T + 2)
+    alone.ack(alone.master, 1, T + 2)
+    alone.nack(alone.master, [(1, 1)], T + 3)
+    alone.data.give([(8, 9)])
+    assert alone.repairs(T + 3) == [1]
 
 
 def test_repair_that_has_not_left_yet_is_not_queued_twice(alone):
@@ -740,6 +863,17 @@ def test_nack_that_repeats_what_was_reported_cuts_the_window_no_more(alone):
     assert alone.data.window.size == 36
 
 
+def test_nack_of_a_range_that_began_before_the_last_cut_and_ends_after_it_cuts_the_window_again(overrun):
+    overrun.nack(overrun.master, [(1, 9)], T + 3)
+    size = overrun.data.window.size
+    overrun.data.window.size = 2000
+    overrun.data.take_odata(10_000, T + 3)
+    overrun.data.give([(1, 100)])
+    overrun.data.take_odata(100, T + 3)
+    overrun.nack(overrun.master, [(900, 1001)], T + 4)
+    assert (size, overrun.data.window.size) == (750, 1500)
+
+
 def test_zero_nack_cuts_the_window_and_repairs_nothing(alone):
     alone.open_window(alone.master, T + 2)
     alone.data.window.size = 64
@@ -790,6 +924,20 @@ def test_nack_with_more_ranges_than_a_datagram_holds_is_confirmed_in_several(alo
     ranges = tuple((first + place, first + place) for place in range(0, 9, 2))
     alone.nack(alone.master, ranges, T + 3)
     assert [packet for packet, _ in alone.sent(Ncf)] == [Ncf(ranges[:2]), Ncf(ranges[2:4]), Ncf(ranges[4:])]
+
+
+def test_nack_of_who_has_not_confirmed_is_worth_as_much_as_any_but_makes_no_master(alone):
+    alone.data.give([(1, 100)])
+    alone.data.window.size = 100
+    alone.send_all(T + 2)
+    pending = alone.join(9, T + 2)
+    alone.sent()
+    assert alone.nack(pending, [(1, 3)], T + 3, loss=scaled_loss(1.0)) is None
+    assert alone.sent(Ncf) == [(Ncf(((1, 3),)), None)]
+    assert alone.repairs(T + 3) == [1, 2, 3]
+    assert alone.data.window.size == 75
+    assert alone.data.counters.nacks == 1
+    assert alone.data.master_client_id == alone.master
 
 
 def test_masters_nack_tells_its_loss(alone):
@@ -958,6 +1106,17 @@ def test_nack_costs_its_client_its_own_price_in_qcc_state_too():
     server.transport.enter_qcc(T + 2)
     assert server.nack(server.master, [(1, 500)], T + 2) is DropReason.STATE
     assert server.clients.active[server.master].nack_work.left(T + 2) == 980
+
+
+def test_nack_costs_one_for_a_packet_whose_repair_waits_to_leave():
+    server = Round(nack_work_per_second=0.0, nack_work_burst=1000.0, nack_own_work=20.0)
+    work = server.clients.active[server.master].nack_work
+    server.data.give([(1, 1)])
+    server.send_all(T + 2)
+    server.nack(server.master, [(1, 1)], T + 3)
+    assert server.data.take_repairs(1) == [(1, 1)]
+    server.nack(server.master, [(1, 1)], T + 4)
+    assert work.left(T + 4) == 1000 - 2 * 21
 
 
 def test_nack_costs_nothing_for_packets_that_left_within_four_round_trips():
@@ -1174,6 +1333,15 @@ def test_round_is_not_over_while_repairs_wait(pair):
     assert empties(pair) == [T + 3.3]
 
 
+def test_round_is_over_though_a_repair_that_was_taken_has_not_left(alone):
+    alone.data.give([(1, 1)])
+    alone.send_all(T + 2)
+    alone.nack(alone.master, [(1, 1)], T + 3)
+    assert alone.data.take_repairs(10) == [(1, 1)]
+    alone.ack(alone.master, 1, T + 3.1)
+    assert alone.application.named("data_empty") == [("data_empty", T + 3.1)]
+
+
 def test_data_state_without_a_round_triggers_nothing(alone):
     alone.ack(alone.master, 0, T + 2)
     alone.data.cleanup_timer(T + 9)
@@ -1232,6 +1400,25 @@ def test_first_ack_of_who_takes_over_tells_where_it_stands(pair):
     assert pair.data.in_flight == 0
 
 
+def test_first_ack_of_a_master_that_qcc_state_found_tells_where_it_stands(pair):
+    """However far behind it is, it is no client that does not answer."""
+    pair.open_window(pair.master, T + 2)
+    pair.send_all(T + 2)
+    lead = pair.data.mc_lead
+    pair.ack(pair.master, lead, T + 2)
+    pair.transport.enter_qcc(T + 3)
+    pair.qcr(pair.others[0], T + 3, seq=pair.last_qcc(), hi=5)
+    pair.transport.handle_timers(T + 3.1)
+    assert pair.data.master_client_id == pair.others[0]
+    assert pair.ack(pair.others[0], 5, T + 3.2) is None
+    assert pair.data.in_flight == lead - 5
+    assert pair.ack(pair.others[0], 3, T + 3.2) is DropReason.STALE
+    for number in range(1, 8):
+        pair.transport.handle_timers(T + 3.2 + number / 10)
+        assert pair.ack(pair.others[0], 5 + number, T + 3.2 + number / 10) is None
+    assert pair.data.master_client_id == pair.others[0]
+
+
 def test_ack_of_what_was_never_sent_is_not_the_first_of_who_takes_over(pair):
     pair.qcr(pair.others[0], T + 2)
     lead = pair.open_window(pair.master, T + 2) - 1
@@ -1239,6 +1426,23 @@ def test_ack_of_what_was_never_sent_is_not_the_first_of_who_takes_over(pair):
     assert pair.ack(pair.others[0], lead + 1, T + 2) is DropReason.STALE
     assert pair.ack(pair.others[0], 5, T + 2) is None
     assert pair.data.in_flight == lead - 5
+
+
+def test_who_takes_over_brings_its_shorter_round_trip(slow_other):
+    slow_other.clients.active[slow_other.others[0]].rtt = 0.004
+    slow_other.qcr(slow_other.others[0], T + 2, server_time=0)
+    slow_other.receive(Leave(slow_other.master, LeaveReason.CANCELLED), address(1), T + 2)
+    assert slow_other.data.master_client_id == slow_other.others[0]
+    assert slow_other.data.mcrtt == 0.004
+
+
+def test_first_ack_of_who_takes_over_counts_once(pair):
+    pair.qcr(pair.others[0], T + 2)
+    pair.open_window(pair.master, T + 2)
+    pair.receive(Leave(pair.master, LeaveReason.CANCELLED), address(1), T + 2)
+    before = pair.data.counters.acks
+    pair.ack(pair.others[0], 5, T + 2)
+    assert pair.data.counters.acks == before + 1
 
 
 def test_who_takes_over_has_five_spms_of_its_own(pair):
@@ -1443,6 +1647,14 @@ def test_master_that_does_not_move_for_a_second_does_not_hold_the_others(narrow)
     narrow.data._set_master(narrow.clients.active[narrow.master])
     report(narrow, slow, 101, now + 1.1)
     assert narrow.data.master_client_id == narrow.master
+
+
+def test_master_that_does_not_move_does_not_hold_the_next_round_either(narrow):
+    slow, now = behind_in_steps(narrow)
+    report(narrow, slow, 100, now)
+    narrow.data.give([(1, 9)])
+    narrow.data.cleanup_timer(now + 1.0)
+    assert narrow.data.mc_trail == 200
 
 
 def test_giving_up_on_a_master_drops_no_repair_and_makes_no_other_master(narrow):
@@ -1666,6 +1878,14 @@ def test_next_round_forgets_who_did_not_answer(pair):
     record.gave_up_on = True
     pair.data.give([(1, 9)])
     assert not record.gave_up_on
+
+
+def test_what_is_left_of_a_round_is_sent_after_qcc_state(alone):
+    alone.data.give([(1, 5)])
+    alone.send_all(T + 2)
+    alone.transport.enter_qcc(T + 2)
+    assert alone.data.sendable() == 0
+    assert alone.data.given == ((2, 5),)
 
 
 def test_nothing_is_repaired_in_qcc_state_and_nothing_later_for_that(alone):

@@ -425,6 +425,13 @@ def test_client_whose_confirming_qcr_carries_no_progress_stays_pending(server):
     assert client in server.clients.pending
 
 
+def test_two_programs_of_one_machine_are_two_clients(server):
+    packet = Join("pc", bytes([10, 0, 0, 1]), b"\2\0\0\0\0\1")
+    for port in (40001, 40002):
+        assert server.receive(packet, ("10.0.0.1", port), T) is None
+    assert [record.address[1] for record in server.clients.pending.values()] == [40001, 40002]
+
+
 def test_qcr_from_another_address_or_port_is_not_that_client(server):
     client = server.join(1, T)
     packet = Qcr(client, 0, 0, 0, 0, 0, b"")
@@ -467,6 +474,13 @@ def test_qcr_replaces_all_that_the_last_one_told(server):
     assert record.utilization == {"CPU_UTIL": 4, "MEM_UTIL": 5, "NET_UTIL": 6}
 
 
+def test_loss_that_is_over_is_over_with_the_next_qcr(server):
+    client = server.activate(1, T)
+    server.qcr(client, T + 1, loss=10**15)
+    server.qcr(client, T + 2, loss=0)
+    assert server.clients.active[client].loss == 0.0
+
+
 def test_options_of_a_qcr_that_tell_no_utilization_mean_nothing(server):
     client = server.activate(1, T)
     options = (capabilities(CAP_MULTISTREAM), Option(0x7777, b""), mem_util(2))
@@ -480,6 +494,12 @@ def test_round_trip_leaves_out_the_clients_back_off(server):
     server.qcr(client, T + 1, seq=server.last_qcc(), server_time=ms(T), back_off=960)
     assert server.clients.active[client].rtt == pytest.approx(0.040)
     server.qcr(client, T + 1, seq=server.last_qcc(), server_time=ms(T), back_off=5000)
+    assert server.clients.active[client].rtt == 0.0
+
+
+def test_round_trip_that_takes_no_whole_millisecond_is_none_and_not_the_last_one(server):
+    client = server.activate(1, T, rtt=0.040)
+    server.qcr(client, T + 1, seq=server.last_qcc(), server_time=ms(T + 1))
     assert server.clients.active[client].rtt == 0.0
 
 
@@ -596,6 +616,16 @@ def test_wait_starts_small_again_with_every_entry(server):
     waits(server, 6)
     server.transport.enter_qcc(T + 10)
     assert server.sent(Qcc)[0][0].qcr_back_off == 1
+
+
+def test_wait_for_answers_is_not_begun_anew_because_somebody_leaves(server):
+    ids = [server.activate(number, T) for number in (1, 2)]
+    for _ in range(4):
+        server.transport.handle_timers(server.timers.get(ServerTimer.IN_STATE_QCC))
+    before = server.transport._wait_time
+    server.receive(Leave(ids[1], LeaveReason.CANCELLED), address(2), T + 0.1)
+    server.transport.handle_timers(server.timers.get(ServerTimer.IN_STATE_QCC))
+    assert server.transport._wait_time == min(2 * before, server.parameters.no_client_qcc_interval)
 
 
 def test_wait_for_nobody_is_doubled_before_it_is_first_used(server):
@@ -919,6 +949,23 @@ def test_poll_numbers_count_on_when_everybody_has_gone_and_others_come(server):
     server.receive(Leave(client, LeaveReason.COMPLETE), server.where[client], now)
     server.activate(2, now + 1)
     server.transport.poll(b"b")
+    assert [packet.poll_seq_no for packet, _ in server.sent(Poll)] == [1, 2]
+
+
+def test_poll_tells_the_application_its_back_off_without_anybodys_round_trip(server):
+    client = server.activate(1, T, rtt=0.040)
+    assert server.clients.active[client].rtt == pytest.approx(0.040)
+    assert server.transport.poll(b"q") == server.parameters.poll_back_off
+
+
+def test_poll_numbers_count_on_in_the_next_data_state(server):
+    (client,), now = server.data_state(1)
+    server.transport.poll(b"q")
+    server.transport.enter_qcc(now)
+    server.qcr(client, now, seq=server.last_qcc())
+    server.transport.handle_timers(now + 1)
+    assert server.transport.state is ServerState.DATA
+    server.transport.poll(b"q")
     assert [packet.poll_seq_no for packet, _ in server.sent(Poll)] == [1, 2]
 
 
@@ -1392,6 +1439,12 @@ def test_closing_session_does_not_admit_who_was_about_to_join(server):
     assert server.sent(Qcc) == []
 
 
+def test_closing_tells_nobody_that_who_was_about_to_join_has_come(server):
+    server.join(2, T)
+    server.transport.close(KickReason.FALLBACK, T)
+    assert server.events() == []
+
+
 def test_closing_session_of_nobody_has_nothing_to_repeat(server):
     server.transport.close(KickReason.FALLBACK, T)
     assert server.sent() == []
@@ -1461,6 +1514,17 @@ def test_demote_is_repeated_to_each_client_with_the_lower_session_that_it_was_me
     server.transport.handle_timers(T + 0.5)
     told = [(packet.lower_session_id, packet.clients) for packet, _ in server.sent(Demote)]
     assert told == [(99, (one, three)), (98, (two,))]
+
+
+def test_demote_tells_sessions_of_one_number_on_two_servers_apart(server):
+    one, two = server.activate(1, T), server.activate(2, T)
+    elsewhere = DemoteTarget(99, bytes([239, 0, 0, 9]), 7009, bytes([10, 0, 0, 7]), 7010)
+    server.transport.demote(one, LOWER, T)
+    server.transport.demote(two, elsewhere, T)
+    server.sent()
+    server.transport.handle_timers(T + 0.5)
+    told = [(packet.unicast_address, packet.clients) for packet, _ in server.sent(Demote)]
+    assert told == [(bytes([10, 0, 0, 9]), (one,)), (bytes([10, 0, 0, 7]), (two,))]
 
 
 def test_demote_names_the_lower_session_it_was_asked_for_last(server):
@@ -1621,6 +1685,13 @@ def test_whatever_is_accepted_of_a_client_keeps_a_session_alive(server, kind):
             packet = Leave(other, LeaveReason.COMPLETE)
             assert server.receive(packet, server.where[other], now) is None
     assert server.timers.get(ServerTimer.INACTIVITY) == now + 300
+
+
+def test_nack_of_who_has_not_confirmed_keeps_a_session_alive(server):
+    server.data_state(1)
+    pending = server.join(2, T + 1)
+    assert server.nack(pending, [], T + 9) is None
+    assert server.timers.get(ServerTimer.INACTIVITY) == T + 309
 
 
 def test_dropped_packets_do_not_keep_a_session_alive(server):
