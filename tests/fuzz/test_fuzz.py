@@ -11,6 +11,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+import fuzz  # noqa: E402
 from targets import TARGETS  # noqa: E402
 
 SEED = 5041
@@ -46,6 +47,21 @@ def test_random_and_mutated_inputs_keep_the_promise(name):
         except Exception as error:
             error.add_note(f"seed {SEED}, input {bytes(data).hex()}")
             raise
+
+
+@pytest.mark.parametrize(
+    ("grown", "fails"), [(0, False), (fuzz.MEMORY_LIMIT, False), (fuzz.MEMORY_LIMIT + 1, True)]
+)
+def test_an_input_that_takes_more_memory_than_promised_is_a_finding(monkeypatch, grown, fails):
+    peaks, taken = [1 << 30, (1 << 30) + grown], []
+    monkeypatch.setattr(fuzz, "peak", lambda: peaks.pop(0))
+    target = fuzz.within_memory(taken.append)
+    if fails:
+        with pytest.raises(MemoryError, match=f"{grown} bytes for an input of 3"):
+            target(b"abc")
+    else:
+        target(b"abc")
+    assert taken == [b"abc"]
 
 
 @pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is not installed (`make fuzz` installs it)")

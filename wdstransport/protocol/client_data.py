@@ -158,7 +158,7 @@ class ClientData:
             first: the lowest sequence number that came.
             last: the highest.
             gaps: inclusive ranges between them that did not, ascending.
-            trail: TrailODATASeqNo of the last packet, no lower than that of any other.
+            trail: TrailODATASeqNo of all.
             master: ClientId of all.
         """
         self.master = master
@@ -185,7 +185,7 @@ class ClientData:
         return 0 < self.first <= lowest and highest <= min(self.highest, self.lead)
 
     def on_repairs(self, numbers: Sequence[int], *, trail: int, master: int) -> list[int]:
-        """Packets for which `repairs_only` holds have come in this order (3.2.5.14), with the last's Trail.
+        """Packets for which `repairs_only` holds have come in this order (3.2.5.14), all with this Trail.
 
         Returns:
             What `continuous` was after each.

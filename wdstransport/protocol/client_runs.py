@@ -38,8 +38,8 @@ class Run(NamedTuple):
 class Repairs(NamedTuple):
     """A batch of RDATA alone, under one master and one Trail, above no packet; lists have one entry each.
 
-    `wanted` are the rows that FW_LEAD does not excuse from an ACK; `span` and
-    `content` are the lowest and the highest of the numbers and of the blocks.
+    `wanted` are the rows that FW_LEAD does not excuse from an ACK; `span` and `content` are the lowest and
+    the highest of the numbers and of the blocks.
     """
 
     numbers: list[int]

@@ -395,8 +395,9 @@ class ClientTransport:
         ):
             return False
         reached = data.on_repairs(repairs.numbers, trail=repairs.trail, master=repairs.master)
-        sent = records.header["sender_time"].tolist()
-        self._acknowledge([(reached[place], sent[place]) for place in repairs.wanted])
+        if repairs.master == self.client_id:
+            sent = records.header["sender_time"].tolist()
+            self._acknowledge([(reached[place], sent[place]) for place in repairs.wanted])
         fresh = application.repairs(repairs.blocks)
         self.cache_used += len(fresh) * records.data_len
         self._arrived = repairs.runs(fresh)

@@ -96,22 +96,18 @@ class DataState:
     # ------------------------------------------------------------------ entering, SPM
 
     def enter(self, master: ClientRecord, now: float) -> None:
-        """3.1.5.9.1; a new master comes with its RTT and its loss (deviation 29).
-
-        Where it stands its first ACK tells, as that of who takes over does (deviation 31): refused until it
-        has caught up, a client that is far behind would be taken for one that does not answer.
-        """
-        self._set_master(master)
-        self._moved_at = now
+        """3.1.5.9.1; a new master comes with its RTT and its loss (deviation 29)."""
         self._leaving.clear()  # what was taken before QCC state, in which nothing leaves
-        self._unheard = True
         timers = self._transport.timers
         timers.set(ServerTimer.CLEANUP_DATA_LIST, now + self._parameters.cleanup_data_list_interval)
         timers.set(ServerTimer.OUT_STATE_QCC, now + self._parameters.qcc_interval)
-        self._send_spm(now)
+        self.succeed(master, now)
 
     def succeed(self, master: ClientRecord, now: float) -> None:
-        """The master is gone and another takes over (deviation 31); where it stands its first ACK tells."""
+        """The master is gone and another takes over (deviation 31); where it stands its first ACK tells.
+
+        Refused until it has caught up, a client that is far behind would count as one that does not answer.
+        """
         self._set_master(master)
         self._moved_at = now
         self._unheard = True
